@@ -1,0 +1,49 @@
+"""Documents -> tokens -> blocks. Importing this package imports no component, no torch and no Lightning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from data_modules.block_settings import check_dataset, dataset_settings
+from registries.registry import Registry, UserError
+
+if TYPE_CHECKING:
+    from data_modules.block_data_module import BlockDataModule
+
+DATASETS = Registry("dataset", package="data_modules.datasets")
+
+__all__ = ["DATASETS", "build_data_module", "check"]
+
+
+def check(dataset: Any) -> list[str]:
+    """Everything wrong with the config group `dataset`, one message each; cheap, and nothing is read or built."""
+    return check_dataset(DATASETS, dataset)
+
+
+def build_data_module(cfg: Any, tokenizer: Any) -> BlockDataModule:
+    """The data module of a config.
+
+    Args:
+        cfg: a mapping (a plain dict or OmegaConf's) with `dataset` (`name`, the keys of `BlockSettings`, and the
+            component's own keys), `seed`, `cache_dir`, and optionally `trainer.accumulate_grad_batches`.
+        tokenizer: a Hugging Face tokenizer. Synthetic datasets use its length alone, as the vocabulary size.
+
+    Raises:
+        UserError: everything wrong with `cfg.dataset`, in one error.
+    """
+    errors = check(cfg["dataset"])
+    if errors:
+        raise UserError(errors)
+    from data_modules.block_data_module import BlockDataModule
+
+    name, settings, arguments = dataset_settings(cfg["dataset"])
+    trainer = cfg.get("trainer") or {}
+    return BlockDataModule(
+        name=name,
+        build_source=lambda: DATASETS.build(name, **arguments),
+        settings=settings,
+        tokenizer=tokenizer,
+        seed=cfg["seed"],
+        cache_dir=cfg["cache_dir"],
+        accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
+    )

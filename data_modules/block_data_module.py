@@ -1,0 +1,200 @@
+"""The data module of everything that is trained on blocks of tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from data_modules.block_settings import BlockSettings
+from data_modules.blocks import BlockDataset, EndlessBlocks, StepSampler, choose_spread, pack
+from data_modules.documents import SPLITS, Stream, SyntheticDataset
+from data_modules.randomness import generator
+from data_modules.token_cache import tensors_sha256
+from data_modules.tokens import Tokens, token_bytes, tokenize
+from registries.registry import UserError
+
+log = logging.getLogger(__name__)
+
+# Which blocks there are does not depend on the run's seed, only the order in which training sees them does: all seeds
+# are scored on the same blocks, and share what is cached for them.
+CONTENT_SEED = 0
+
+
+class BlockDataModule(LightningDataModule):
+    """Blocks of tokens (blocks, block_size) for training, validation and test; made at first use.
+
+    Args:
+        name: the dataset's registered name.
+        build_source: makes what the component gives: documents by split, or a `SyntheticDataset`.
+        seed: decides the order in which training sees the blocks.
+        cache_dir: tokens are kept in its folder `tokens`.
+        accumulate_grad_batches: batches per optimizer step.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build_source: Callable[[], Mapping[str, Any] | SyntheticDataset],
+        settings: BlockSettings,
+        tokenizer: Any,
+        seed: int,
+        cache_dir: str | Path,
+        accumulate_grad_batches: int = 1,
+    ):
+        super().__init__()
+        self.name = name
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.cache_dir = cache_dir
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.warnings: list[str] = []
+        self._build_source = build_source
+
+    @cached_property
+    def train_blocks(self) -> torch.Tensor:
+        """(blocks, block_size): the first `train_size` ones, with the documents in random order."""
+        return self._limited("train")
+
+    @cached_property
+    def validation_blocks(self) -> torch.Tensor:
+        """(blocks, block_size): `val_size` ones, spread over all documents."""
+        return self._limited("validation")
+
+    @cached_property
+    def test_blocks(self) -> torch.Tensor:
+        """(blocks, block_size): `test_size` ones, spread over all documents."""
+        return self._limited("test")
+
+    @cached_property
+    def all_blocks(self) -> torch.Tensor:
+        """(blocks, block_size): every document in order, regardless of the sizes (which still limit streams)."""
+        if self._is_synthetic:
+            return torch.cat([self.blocks(split) for split in SPLITS])
+        if "all" in self._source:
+            ids = self._tokens("all").ids
+        else:
+            ids = torch.cat([self._tokens(split).ids for split in SPLITS])
+        return self._at_least_one(pack(ids, self.settings.block_size), "all", len(ids))
+
+    def blocks(self, split: str) -> torch.Tensor:
+        """The blocks of `train`, `validation`, `test` or `all`."""
+        if split not in (*SPLITS, "all"):
+            raise UserError(f"split={split!r} is none of: {', '.join(SPLITS)}, all")
+        return getattr(self, f"{split}_blocks")
+
+    @cached_property
+    def token_bytes(self) -> torch.Tensor | None:
+        """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
+        return None if self._is_synthetic else token_bytes(self.tokenizer)
+
+    def position_groups(self, block_size: int | None = None) -> dict[str, slice] | None:
+        """Groups of target positions whose loss is reported apart, or None; target i is a block's token i + 1."""
+        return self._source.position_groups(block_size or self.settings.block_size) if self._is_synthetic else None
+
+    def describe(self) -> dict[str, Any]:
+        """Name, sha256 of the tokens used, blocks, tokens and bytes per split, and the warnings.
+
+        Bytes are None for a synthetic dataset, whose tokens stand for no text.
+        """
+        blocks = {split: self.blocks(split) for split in SPLITS}
+        lengths = self.token_bytes
+        counts = {
+            split: {
+                "blocks": len(some),
+                "tokens": some.numel(),
+                "bytes": None if lengths is None else int(lengths[some].sum()),
+            }
+            for split, some in blocks.items()
+        }
+        return {"name": self.name, "sha256": tensors_sha256(blocks), **counts, "warnings": list(self.warnings)}
+
+    def prepare_data(self) -> None:
+        """Fill the token cache; Lightning calls this in one process, before the others start reading."""
+        for split in SPLITS:
+            self.blocks(split)
+
+    def fit_loader(self, steps: int, start: int, blocks_per_step: int, stream: str) -> DataLoader:
+        """Training batches {"input_ids": (blocks_per_step, block_size)} of the steps start, ..., steps - 1.
+
+        What a step gets depends on (seed, stream, step) alone. `len()` is `steps`, whatever the start.
+        """
+        return DataLoader(
+            EndlessBlocks(self.train_blocks, self.seed, stream),
+            batch_sampler=StepSampler(steps, start, blocks_per_step),
+            **self._loader_options(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """One epoch, `batch_size * accumulate_grad_batches` blocks per step, in the same order at every call."""
+        blocks_per_step = self.settings.batch_size * self.accumulate_grad_batches
+        steps = max(1, len(self.train_blocks) // blocks_per_step)
+        return self.fit_loader(steps, 0, blocks_per_step, "train")
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation blocks in order, `batch_size` at a time."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        """The test blocks in order, `batch_size` at a time."""
+        return self.loader("test")
+
+    def loader(self, split: str) -> DataLoader:
+        """The blocks of a split in order, `batch_size` at a time, the last batch as small as it comes out."""
+        return DataLoader(BlockDataset(self.blocks(split)), self.settings.batch_size, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        # A loader without a generator draws from the global one, and so would change the dropout that follows.
+        return {"num_workers": self.settings.num_workers, "generator": torch.Generator()}
+
+    @cached_property
+    def _source(self) -> Mapping[str, Any] | SyntheticDataset:
+        return self._build_source()
+
+    @property
+    def _is_synthetic(self) -> bool:
+        return not isinstance(self._source, Mapping)
+
+    def _limited(self, split: str) -> torch.Tensor:
+        """The split's blocks, as many as its size asks for."""
+        size, block_size = self.settings.size(split), self.settings.block_size
+        if self._is_synthetic:
+            return self._source.tokens(split, size, block_size, len(self.tokenizer), CONTENT_SEED)
+        tokens = self._tokens(split)
+        ids = tokens.ids
+        if split == "train":
+            documents = len(tokens.starts) - 1
+            ids = tokens.in_order(torch.randperm(documents, generator=generator("documents", CONTENT_SEED)))
+        blocks = self._at_least_one(pack(ids, block_size), split, len(ids))
+        if size is None or size == len(blocks):
+            return blocks
+        if size > len(blocks):
+            self._warn(f"dataset {self.name!r} has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
+            return blocks
+        return blocks[:size] if split == "train" else choose_spread(blocks, size)
+
+    def _tokens(self, split: str) -> Tokens:
+        """All tokens of a split; of a stream, as many as its size asks for."""
+        documents = self._source[split]
+        size = self.settings.size(split) if isinstance(documents, Stream) else None
+        return tokenize(documents, self.tokenizer, self.cache_dir, size and size * self.settings.block_size)
+
+    def _at_least_one(self, blocks: torch.Tensor, split: str, tokens: int) -> torch.Tensor:
+        if len(blocks):
+            return blocks
+        total = sum(len(self._tokens(each).ids) for each in SPLITS)
+        raise UserError(
+            f"dataset {self.name!r} has {tokens} tokens in split {split} ({total} in all splits), and one block needs "
+            f"{self.settings.block_size}: set dataset.block_size to less, or take a longer text with more documents"
+        )
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        log.warning(message)

@@ -1,0 +1,116 @@
+"""Texts from the Hugging Face hub; `path` reads a local copy instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from data_modules import DATASETS
+from data_modules.documents import SPLITS, Document, Stream, split_of
+from data_modules.text_files import check_path, read_path, wikitext_articles
+from registries.registry import UserError
+
+WIKITEXT = "Salesforce/wikitext"
+OPENWEBTEXT = "Skylion007/openwebtext"
+
+
+@DATASETS.register("wikitext2", check=check_path)
+def wikitext2(path: str | None = None) -> dict[str, list[Document]]:
+    """WikiText-2 (raw): 600 Wikipedia articles to train on, 2 million words; Merity et al. 2016, arXiv:1609.07843."""
+    if path is not None:
+        return read_path(path, rows_are_lines=True)
+    rows = _load("wikitext2", WIKITEXT, "wikitext-2-raw-v1")
+    return {split: list(wikitext_articles(_lines(rows[split]), split)) for split in SPLITS}
+
+
+@DATASETS.register("wikitext103", check=check_path)
+def wikitext103(path: str | None = None) -> dict[str, list[Document]] | dict[str, Stream]:
+    """WikiText-103 (raw): 28,000 Wikipedia articles, 103 million words; only what the sizes ask for is read."""
+    if path is not None:
+        return read_path(path, rows_are_lines=True)
+
+    def articles(split: str) -> Iterator[Document]:
+        rows = _load("wikitext103", WIKITEXT, "wikitext-103-raw-v1", split, streaming=True)
+        return wikitext_articles(_lines(rows), split)
+
+    return {split: Stream(f"{WIKITEXT} wikitext-103-raw-v1 {split}", partial(articles, split)) for split in SPLITS}
+
+
+# Context that the data module supplies; an absent size means that it was not told, None that it is unlimited.
+def _check_openwebtext(
+    path: str | None, train_size: int | None = 1, val_size: int | None = 1, test_size: int | None = 1
+) -> list[str]:
+    if path is not None:
+        return check_path(path)
+    sizes = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+    return [
+        f"dataset 'openwebtext' with dataset.{key}=null would read all 8 million documents: set dataset.{key} to a "
+        "number of blocks"
+        for key, size in sizes.items()
+        if size is None
+    ]
+
+
+@DATASETS.register("openwebtext", check=_check_openwebtext)
+def openwebtext(path: str | None = None) -> dict[str, list[Document]] | dict[str, Stream]:
+    """OpenWebText: 8 million web pages, 9 billion tokens; only what the sizes ask for is read.
+
+    The hub has a train split alone; documents are split by the hash of their index.
+    """
+    if path is not None:
+        return read_path(path)
+
+    def pages(split: str) -> Iterator[Document]:
+        rows = _load("openwebtext", OPENWEBTEXT, None, "train", streaming=True)
+        documents = (Document(f"openwebtext:{index}", row["text"]) for index, row in enumerate(rows))
+        return (document for document in documents if split_of(document.name) == split)
+
+    return {split: Stream(f"{OPENWEBTEXT} {split}", partial(pages, split)) for split in SPLITS}
+
+
+def _lines(rows: Any) -> Iterator[str]:
+    """The lines of the original files: the hub's copy has made the blank ones empty."""
+    return (row["text"] or " \n" for row in rows)
+
+
+def _load(name: str, repository: str, config: str | None, split: str | None = None, streaming: bool = False) -> Any:
+    """A dataset of the hub or, without network, of the Hugging Face cache.
+
+    Raises:
+        UserError: it is in neither; within seconds, where the library itself would try again for 23 s.
+    """
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(repository, timeout=5)
+        return datasets.load_dataset(repository, config, split=split, streaming=streaming)
+    except Exception as error:
+        reason = error
+    try:
+        with _offline():
+            return datasets.load_dataset(repository, config, split=split)
+    except Exception:
+        raise UserError(
+            f"dataset {name!r} could not be read from the Hugging Face hub ({repository}): {reason}. "
+            "Without network, give a local copy: dataset.path=<folder>"
+        ) from reason
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keeps the Hugging Face libraries from asking the network, which they otherwise do before they use their cache."""
+    import datasets
+    import huggingface_hub
+
+    settings = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in settings]
+    try:
+        for module in settings:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(settings, before, strict=True):
+            module.HF_HUB_OFFLINE = value

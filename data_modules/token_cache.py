@@ -1,0 +1,92 @@
+"""Files of tensors by key, safe with several processes and against damaged entries."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from registries.registry import UserError
+
+log = logging.getLogger(__name__)
+
+
+def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors in `path`; where it is not there or damaged they are made and written.
+
+    Of several processes that ask at once, one makes the entry and the others wait for it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with _folder_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    try:
+        tensors = _read(path)
+        if tensors is None:
+            tensors = make()
+            _write(path, tensors)
+        return tensors
+    finally:
+        lock.release()
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of names, lengths and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
+        log.warning("rebuilding the damaged token cache entry %s (%s)", path, error)
+        return None
+    if tensors_sha256(tensors) != expected:
+        log.warning("rebuilding the damaged token cache entry %s (its content does not fit its checksum)", path)
+        return None
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    content = save(tensors, metadata={"sha256": tensors_sha256(tensors)})
+    aside = path.with_suffix(".part")  # the lock is held, so a file of that name is a killed process's
+    with _folder_errors(path.parent):
+        try:
+            aside.write_bytes(content)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"the disk of {folder} is full: free some space or set cache_dir to a folder on another disk"
+        else:
+            message = (
+                f"cannot write to {folder} ({error.strerror or error}): set cache_dir to a folder that you can write to"
+            )
+        raise UserError(message) from error

@@ -1,0 +1,135 @@
+"""Documents -> one long sequence of token ids, and the bytes that each token stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_modules.documents import Document, Stream
+from data_modules.token_cache import cached
+
+FORMAT = 1  # raise it when the same documents would give other tokens than before
+BATCH = 256  # documents tokenised at once, in parallel
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Documents as tokens, each followed by the end-of-text token.
+
+    Args:
+        ids: (tokens,), int32.
+        starts: (documents + 1,), int64: where each document starts in `ids`, and where the last one ends.
+    """
+
+    ids: torch.Tensor
+    starts: torch.Tensor
+
+    def in_order(self, order: torch.Tensor) -> torch.Tensor:
+        """The ids with the documents in another order; `order` (documents,) holds their numbers."""
+        parts = self.ids.split(self.starts.diff().tolist())
+        return torch.cat([parts[index] for index in order.tolist()]) if len(order) else self.ids
+
+
+def tokenize(
+    documents: Sequence[Document] | Stream, tokenizer: Any, cache_dir: str | Path, limit: int | None = None
+) -> Tokens:
+    """The tokens of documents, from the cache if they were tokenised before.
+
+    The tokenizer's own start token is added where it adds one, and its end token after every document.
+
+    Args:
+        limit: read a stream until there are this many tokens; the last document is kept whole. None reads it all.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    if isinstance(documents, Stream):
+        purpose, read = [documents.origin, limit], documents.read
+    else:
+        purpose, read, limit = [document.text for document in documents], lambda: iter(documents), None
+    key = hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), purpose]).encode()).hexdigest()
+    folder = Path(cache_dir).expanduser() / "tokens"
+    return Tokens(**cached(folder / f"{key}.safetensors", lambda: _tokenize(read(), tokenizer, limit)))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers that give equal tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
+        state = json.loads(backend.to_str())
+        # What an earlier call asked for; every call sets it anew.
+        state.pop("truncation", None)
+        state.pop("padding", None)
+    state = json.dumps([state, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def token_bytes(tokenizer: Any) -> torch.Tensor:
+    """UTF-8 bytes that each token stands for: (vocabulary,), int64; special tokens stand for none.
+
+    Exact for byte-level BPE, and for SentencePiece up to the space that some of these tokenizers put before a text.
+    For tokenizers that drop spaces it counts the bytes of the words alone.
+    """
+    strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    alphabet = _byte_alphabet(tokenizer)
+    counts = [_string_bytes(string or "", alphabet) for string in strings]
+    for index, added in tokenizer.added_tokens_decoder.items():  # these stand for their literal text
+        counts[index] = 0 if added.special else len(added.content.encode())
+    for index in tokenizer.all_special_ids:
+        counts[index] = 0
+    return torch.tensor(counts)
+
+
+def _tokenize(documents: Iterator[Document], tokenizer: Any, limit: int | None) -> dict[str, torch.Tensor]:
+    parts, lengths, total = [], [], 0
+    while limit is None or total < limit:
+        # A stream may be slow and far longer than the limit: ask for few documents at first.
+        batch = list(islice(documents, BATCH if limit is None else min(BATCH, 8 + len(lengths))))
+        if not batch:
+            break
+        for ids in _encode([document.text for document in batch], tokenizer):
+            parts.append(torch.tensor(ids, dtype=torch.int32))
+            lengths.append(len(ids))
+            total += len(ids)
+            if limit is not None and total >= limit:
+                break
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    return {"ids": torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32), "starts": starts}
+
+
+def _encode(texts: list[str], tokenizer: Any) -> Iterable[list[int]]:
+    # verbose=False: no warning about texts longer than the model's context, as they are cut into blocks later.
+    encoded = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    for ids in encoded:
+        if end is not None and (not ids or ids[-1] != end):
+            ids.append(end)
+        yield ids
+
+
+def _byte_alphabet(tokenizer: Any) -> frozenset[str]:
+    """The 256 characters that stand for bytes in byte-level tokenizers; empty for all others."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else {}
+    if "ByteLevel" not in json.dumps([state.get("pre_tokenizer"), state.get("decoder")]):
+        return frozenset()
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return frozenset(ByteLevel.alphabet())
+
+
+def _string_bytes(string: str, alphabet: frozenset[str]) -> int:
+    if alphabet and alphabet.issuperset(string):
+        return len(string)
+    if len(string) == 6 and string.startswith("<0x") and string.endswith(">"):  # SentencePiece's spelling of a byte
+        return 1
+    return len(string.replace("▁", " ").encode())  # U+2581, SentencePiece's spelling of a space

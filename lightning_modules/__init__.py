@@ -1,0 +1,24 @@
+"""LightningModules and what they are made of. Importing this package imports no torch, Lightning or transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_modules.optimizers import OPTIMIZERS
+from lightning_modules.stages import STAGES
+
+__all__ = ["OPTIMIZERS", "STAGES", "build_module", "load_module"]
+
+
+def build_module(cfg: Any) -> Any:
+    """The LightningModule of a composed config, surgery applied: `.model`, `.tokenizer`."""
+    from lightning_modules import building
+
+    return building.build_module(cfg)
+
+
+def load_module(run_dir: Any) -> Any:
+    """The LightningModule of a run's folder, with the weights that the run trained."""
+    from lightning_modules import building
+
+    return building.load_module(run_dir)

@@ -1,0 +1,129 @@
+"""From a composed config to a LightningModule: load, operate, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.options import source_arguments, split, surgery_options
+from lightning_modules.surgery import replace_attention
+from registries import MODELS, UserError
+from registries.architectures import shape_of
+from registries.layers import resolve_layers
+from registries.plugins import import_plugins
+
+TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
+
+
+def build_source(cfg: Mapping[str, Any]) -> Any:
+    """The `ModelSource` of `cfg.model`."""
+    return MODELS.build(cfg["model"]["name"], **source_arguments(cfg))
+
+
+def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:
+    """The model as it is, before any surgery."""
+    torch.manual_seed(cfg["seed"])  # for a model with random weights
+    model = source.model(resolve_dtype(cfg["model"]["dtype"], cfg["model"]["freeze"]))
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary has {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    model.requires_grad_(False)
+    return CausalLMModule(
+        model,
+        tokenizer,
+        optimizer=cfg["optimizer"],
+        gradient_clip_val=cfg["trainer"].get("gradient_clip_val"),
+        seed=cfg["seed"],
+    )
+
+
+def operate(module: CausalLMModule, cfg: Mapping[str, Any]) -> None:
+    """Apply the config's surgery to the module's model, in place."""
+    replacement = cfg["replacement"]
+    if replacement["name"] == "none":
+        return
+    torch.manual_seed(cfg["seed"])  # what is drawn anew does not depend on what ran before
+    module.surgery = replace_attention(
+        module.model,
+        replacement["name"],
+        resolve_layers(replacement["layers"], shape_of(module.model.config).num_layers),
+        replacement["init"],
+        split(replacement, surgery_options)[1],
+    )
+
+
+def build_module(cfg: Any) -> CausalLMModule:
+    """See `lightning_modules.build_module`."""
+    cfg = plain(cfg)
+    source = build_source(cfg)
+    module = load_language_model(cfg, source, source.tokenizer())
+    operate(module, cfg)
+    return module
+
+
+def load_module(run_dir: str | Path) -> CausalLMModule:
+    """See `lightning_modules.load_module`.
+
+    Raises:
+        UserError: the folder is no run's, the run trained something but has not finished, or the weights do not fit.
+    """
+    from omegaconf import OmegaConf
+
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is not a run's folder: it has no config.yaml")
+    cfg = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    import_plugins(cfg["plugins"])
+    module = build_module(cfg)
+    restore(module.model, run_dir / TRAINED_WEIGHTS)
+    return module
+
+
+def restore(model: nn.Module, file: Path) -> None:
+    """Put the trained weights of a safetensors file into a model that had the same surgery; fp32 stays fp32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise UserError(f"{file.parent.parent} has no trained weights ({file.name}): the run has not finished")
+    try:
+        trained = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); run the study again") from error
+    parameters = dict(model.named_parameters())
+    strange = [
+        name for name, tensor in trained.items() if parameters.get(name, tensor.new_empty(0)).shape != tensor.shape
+    ]
+    if strange:
+        raise UserError(f"{file} is of another config: {strange[0]!r} does not fit this model")
+    for name, tensor in trained.items():
+        parameters[name].data = tensor.to(parameters[name].device)
+
+
+def resolve_dtype(dtype: str, frozen: bool) -> torch.dtype:
+    """The dtype of the weights. `auto`: bf16 where the device computes it fast and the weights are frozen, else fp32."""
+    if dtype == "auto":
+        return torch.bfloat16 if frozen and fast_bfloat16() else torch.float32
+    return getattr(torch, dtype)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine has bf16 arithmetic in hardware (a CPU with avx512_bf16 or AMX, or a GPU)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A config as plain dicts and lists; components never see OmegaConf."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg

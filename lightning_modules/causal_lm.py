@@ -1,0 +1,184 @@
+"""The LightningModule of every study on one language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lightning_modules.metrics import TokenNLL, token_nll
+from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
+from lightning_modules.options import optimizer_options, split
+from lightning_modules.stages import Stage
+from lightning_modules.surgery import Surgery, thaw
+from registries import UserError
+from registries.registry import defaults
+
+
+class NonFiniteLoss(Exception):
+    """The loss became NaN or infinite."""
+
+
+class CausalLMModule(LightningModule):
+    """A causal language model with its tokenizer: scores it, and trains it stage by stage.
+
+    One Lightning batch is one optimizer step: `training_step` cuts it into passes and sums their gradients, weighted
+    by tokens. So a checkpoint can never fall between accumulated gradients.
+
+    Args:
+        model: a transformers causal LM, after surgery.
+        tokenizer: its tokenizer.
+        surgery: what was done to it, if anything was.
+        optimizer: the `optimizer` config group: name, arguments of the optimizer, schedule, warmup_steps, scale_lr,
+            base_batch_size.
+        gradient_clip_val: largest norm of the gradients of a step; None does not clip.
+        seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        surgery: Surgery | None = None,
+        optimizer: Mapping[str, Any] | None = None,
+        gradient_clip_val: float | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds only what trained
+        self.model, self.tokenizer, self.surgery = model, tokenizer, surgery
+        self.optimizer_options = dict(optimizer or {"name": "adamw"})
+        self.gradient_clip_val, self.seed = gradient_clip_val, seed
+        self.stage: Stage | None = None
+        self.stage_name = ""
+        self.measure()
+
+    def measure(self, token_bytes: Tensor | None = None, position_groups: Mapping[str, slice] | None = None) -> None:
+        """Set what is measured beside loss, perplexity and accuracy.
+
+        Args:
+            token_bytes: (vocabulary,) UTF-8 bytes of each token, for bits per byte.
+            position_groups: name -> slice of target positions whose loss is reported apart.
+        """
+        self.position_groups = dict(position_groups or {})
+        self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        """The language model's own forward pass."""
+        return self.model(input_ids=input_ids, **kwargs)
+
+    # Training
+
+    def begin(self, name: str, stage: Stage) -> None:
+        """Make `stage` what the next `fit` does: exactly its parameters are thawed.
+
+        Raises:
+            UserError: the stage has nothing to train.
+        """
+        parameters = stage.parameters(self.model)
+        if not parameters:
+            raise UserError(f"stage {name!r} has nothing to train: no layer is replaced and model.freeze is true")
+        self.stage, self.stage_name = stage, name
+        thaw(self.model, parameters)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name (within `.model`) -> parameter of what is thawed."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        given, arguments = split(self.optimizer_options, optimizer_options)
+        shared, steps = {**defaults(optimizer_options), **given}, self.stage.steps
+        arguments["lr"] = scaled_lr(
+            self.stage.lr, shared["scale_lr"], self.stage.blocks_per_step, shared["base_batch_size"]
+        )
+        arguments["parameters"] = list(self.trained_parameters().values())
+        optimizer = OPTIMIZERS.build(self.optimizer_options["name"], **arguments)
+        warmup = max(1, steps // 20) if shared["warmup_steps"] is None else shared["warmup_steps"]
+        factor = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(step, steps, shared["schedule"], warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": factor}
+
+    def on_train_start(self) -> None:
+        # Dropout acts in what trains and nowhere else.
+        self.model.eval()
+        for name in {name.rpartition(".")[0] for name in self.trained_parameters()}:
+            self.model.get_submodule(name).train()
+        if self.surgery is not None:
+            for attention in self._hosts():
+                attention.core.train(any(p.requires_grad for p in attention.parameters()))
+
+    def _hosts(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if hasattr(module, "core")]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
+        optimizer, passes = self.optimizers(), batch["input_ids"].split(self.stage.blocks_per_pass)
+        total, terms = torch.zeros((), device=self.device), 0
+        optimizer.zero_grad()
+        for input_ids in passes:
+            loss, count = self.stage.loss(self.model, input_ids)
+            # Every pass has blocks of one length, so that its share of the step's tokens is known beforehand.
+            self.manual_backward(loss / (count / len(input_ids) * len(batch["input_ids"])))
+            total, terms = total + loss.detach(), terms + count
+        mean = total / terms
+        if not torch.isfinite(mean):
+            raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        self.lr_schedulers().step()
+        prefix = "train" if self.stage_name == "next_token" else f"train/{self.stage_name}"
+        self.log(f"{prefix}/loss", mean, prog_bar=True)
+        self.log(f"{prefix}/lr", lr)
+        return mean
+
+    # Scoring: validation during training, baseline, swap and final scores all run through this.
+
+    def on_validation_epoch_start(self) -> None:
+        for score in self.scores.values():
+            score.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        input_ids = batch["input_ids"]
+        labels = batch.get("labels", input_ids)
+        logits = self.model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
+        nll = token_nll(logits, labels)
+        self.scores["all"].update(logits, labels, nll)
+        for name, targets in self.position_groups.items():
+            grouped = torch.full_like(labels, -100)
+            grouped[:, 1:][:, targets] = labels[:, 1:][:, targets]
+            self.scores[name].update(logits, grouped)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{key}": value for key, value in self.scores["all"].compute().items()}
+        for name in self.position_groups:
+            values[f"val/loss_{name}"] = self.scores[name].compute()["loss"]
+        self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"model.{name}": p.detach() for name, p in self.trained_parameters().items()}
+        checkpoint["stage"] = self.stage_name
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected = {f"model.{name}" for name in self.trained_parameters()}
+        if checkpoint.get("stage") != self.stage_name or set(checkpoint["state_dict"]) != expected:
+            raise UserError(
+                f"the checkpoint is of another config: stage {checkpoint.get('stage')!r} with "
+                f"{len(checkpoint['state_dict'])} trained tensors, but this run is in stage {self.stage_name!r} with "
+                f"{len(expected)}. Resume with the config of that run, or start anew with resume=never"
+            )
+
+
+def _step_seed(seed: int, stage: str, step: int) -> int:
+    """A seed for one step, so that what happened in between (validation, samples, a resume) changes nothing."""
+    import zlib
+
+    return zlib.crc32(f"{seed}/{stage}/{step}".encode())

@@ -1,0 +1,93 @@
+"""Which keys of the config groups go where, and what is wrong with them: all that can be told without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from lightning_modules.optimizers import OPTIMIZERS, Schedule
+from registries import ATTENTION, MODELS, UserError
+from registries.architectures import shape_of
+from registries.layers import resolve_layers
+from registries.registry import parameters, signature_errors
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def model_options(dtype: Dtype = "auto", freeze: bool = True) -> None:
+    """The keys of the group `model` that are not the source's."""
+
+
+def surgery_options(
+    layers: str | int | list[int] = "first:1",
+    init: Literal["copy", "random"] = "copy",
+    transfer_steps: Annotated[int, Ge(0)] = 400,
+    transfer_lr: Annotated[float, Gt(0)] = 3e-3,
+    transfer_batch_size: Annotated[int, Ge(1)] = 2,
+) -> None:
+    """The keys of the group `replacement` that are not the core's."""
+
+
+def optimizer_options(
+    schedule: Schedule = "cosine",
+    warmup_steps: Annotated[int, Ge(0)] | None = None,
+    scale_lr: Literal["none", "sqrt", "linear"] = "none",
+    base_batch_size: Annotated[int, Ge(1)] = 1,
+) -> None:
+    """The keys of the group `optimizer` that are not the optimizer's."""
+
+
+def split(group: Mapping[str, Any], shared: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of a config group: those that `shared` declares, and the component's own. `name` is neither."""
+    known = parameters(shared)
+    own = {key: value for key, value in group.items() if key not in known and key != "name"}
+    return {key: value for key, value in group.items() if key in known}, own
+
+
+def source_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's source: the keys of its group, and `cache_dir` where it asks for one."""
+    _, arguments = split(cfg["model"], model_options)
+    name = cfg["model"]["name"]
+    if name in MODELS and "cache_dir" in parameters(MODELS.get(name)):
+        arguments["cache_dir"] = cfg["cache_dir"]
+    return arguments
+
+
+def check_model(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.model`."""
+    shared, _ = split(cfg["model"], model_options)
+    name = cfg["model"]["name"]
+    return signature_errors(model_options, shared, f"model {name!r}") + MODELS.check(name, source_arguments(cfg))
+
+
+def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.replacement`, for the model of `cfg.model` (which must be right)."""
+    name = cfg["replacement"]["name"]
+    if name == "none":
+        return []
+    shared, arguments = split(cfg["replacement"], surgery_options)
+    errors = signature_errors(surgery_options, shared, f"replacement {name!r}")
+    config = MODELS.build(cfg["model"]["name"], **source_arguments(cfg)).config()
+    if config is None:  # a hub model that is not here yet: its shape is checked once it is
+        return errors + ATTENTION.check(name, arguments, {"shape"})
+    try:
+        shape = shape_of(config)
+    except UserError as error:
+        return errors + error.messages
+    try:
+        layers = resolve_layers(cfg["replacement"]["layers"], shape.num_layers)
+    except UserError as error:
+        errors += [f"replacement.{line}" for line in error.messages]
+        layers = [0]
+    checks = [ATTENTION.check(name, arguments, {"shape"}, shape=shape.attention(layer)) for layer in layers]
+    return errors + list(dict.fromkeys(message for messages in checks for message in messages))
+
+
+def check_optimizer(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.optimizer`."""
+    shared, arguments = split(cfg["optimizer"], optimizer_options)
+    name = cfg["optimizer"]["name"]
+    errors = signature_errors(optimizer_options, shared, f"optimizer {name!r}")
+    return errors + OPTIMIZERS.check(name, arguments, {"parameters"})

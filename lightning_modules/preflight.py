@@ -1,0 +1,102 @@
+"""Cheap checks of a model after surgery, before anything is trained on it: the rules that keep results honest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LENGTH = 24
+
+# Largest difference of logits that counts as none, relative to the largest logit. Causality is checked within one
+# batch, where the arithmetic is the same, and so exactly; the others compare differently shaped computations.
+EXACT = 1e-6
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+class PreflightError(Exception):
+    """A check failed: results of this model would not mean what they say."""
+
+
+@torch.no_grad()
+def preflight(model: nn.Module, original_logits: Tensor | None = None, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Check causality, prefix consistency, padding and cached decoding on random tokens.
+
+    Args:
+        model: a causal LM.
+        original_logits: logits of `probe(model, seed)` before surgery, if the surgery claims to change nothing.
+
+    Returns:
+        check -> `difference` (of logits, relative to the largest), `allowed`, `passed`.
+    """
+    was_training = model.training
+    model.eval()
+    tokens = probe(model, seed)
+    full = logits(model, tokens)
+    scale, tolerance = full.abs().max().item(), TOLERANCE[next(model.parameters()).dtype]
+    half = LENGTH // 2
+
+    changed = tokens.clone()
+    changed[0, half] = (changed[0, half] + 1) % model.config.vocab_size
+    both = logits(model, torch.cat([tokens, changed]))
+    differences = {
+        "causality": (both[0, :half] - both[1, :half], EXACT),
+        "prefix": (logits(model, tokens[:, :half]) - full[:, :half], tolerance),
+        "padding": (_padded(model, tokens, half) - full[0, :half], tolerance),
+        "cache": (_cached(model, tokens) - full[0, half:], tolerance),
+    }
+    if original_logits is not None:
+        differences["identity"] = (full - original_logits, min(tolerance, 0.05))
+    model.train(was_training)
+    results = {}
+    for name, (difference, allowed) in differences.items():
+        relative = difference.abs().max().item() / scale
+        results[name] = {"difference": relative, "allowed": allowed, "passed": relative <= allowed}
+    return results
+
+
+def require(results: dict[str, dict[str, Any]]) -> None:
+    """Raise PreflightError that names every failed check."""
+    failed = [
+        f"{name}: logits differ by {result['difference']:.2g} of the largest, allowed are {result['allowed']:g}"
+        for name, result in results.items()
+        if not result["passed"]
+    ]
+    if failed:
+        raise PreflightError(f"the model after surgery breaks {len(failed)} rule(s): {'; '.join(failed)}")
+
+
+def probe(model: nn.Module, seed: int = 0) -> Tensor:
+    """The random tokens that are checked, (1, LENGTH)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, tokens: Tensor, **options: Any) -> Tensor:
+    """(batch, length, vocabulary) in fp32, without a cache unless asked for."""
+    return model(input_ids=tokens, **{"use_cache": False, **options}).logits.float()
+
+
+def _padded(model: nn.Module, tokens: Tensor, length: int) -> Tensor:
+    """Logits of the first `length` tokens, left-padded in a batch beside a longer row."""
+    padding = LENGTH - length
+    short = torch.cat([tokens[:, :1].expand(1, padding), tokens[:, :length]], dim=1)
+    mask = torch.ones(2, LENGTH, dtype=torch.long, device=tokens.device)
+    mask[1, :padding] = 0
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    batch = torch.cat([tokens, short])
+    return logits(model, batch, attention_mask=mask, position_ids=positions)[1, padding:]
+
+
+def _cached(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits of the second half, decoded token by token from a cache that holds the first."""
+    half = LENGTH // 2
+    cache = model(input_ids=tokens[:, :half], use_cache=True).past_key_values
+    steps = []
+    for index in range(half, LENGTH):
+        output = model(input_ids=tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(output.logits[0].float())
+    return torch.cat(steps)

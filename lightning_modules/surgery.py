@@ -1,0 +1,112 @@
+"""Surgery on a causal LM: attention layers get another core, and what is to be trained is thawed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from lightning_modules.attention_host import host
+from registries import ATTENTION, UserError
+from registries.architectures import ARCHITECTURES, architecture_of, shape_of
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What was done to a model.
+
+    Attributes:
+        layers: the replaced layers.
+        originals: layer -> the attention layer as it was (frozen), the teacher of a transfer.
+        keeps_function: whether the model is claimed to compute what it computed before.
+        notes: what the user should know, one line each.
+    """
+
+    layers: list[int]
+    originals: Mapping[int, nn.Module]
+    keeps_function: bool
+    notes: list[str]
+
+
+def replace_attention(
+    model: nn.Module,
+    name: str,
+    layers: Sequence[int],
+    init: Literal["copy", "random"] = "copy",
+    options: Mapping[str, Any] | None = None,
+) -> Surgery:
+    """Give the attention of `layers` the registered core `name`, in place.
+
+    Args:
+        model: a transformers causal LM of a known family.
+        name: a component of `ATTENTION`.
+        layers: indices of the layers, each once.
+        init: whether the layer's projections keep their weights or are drawn anew (from torch's generator).
+        options: keyword arguments of the core.
+
+    Raises:
+        UserError: unknown family or component, or options that the component does not take or this model does not
+            allow.
+    """
+    architecture, shape = architecture_of(model.config.model_type), shape_of(model.config)
+    options = dict(options or {})
+    errors = [
+        message
+        for layer in layers
+        for message in ATTENTION.check(name, options, {"shape"}, shape=shape.attention(layer))
+    ]
+    if errors:
+        raise UserError(dict.fromkeys(errors))
+    attentions, originals, notes = architecture.attention_layers(model), {}, []
+    keeps_function = init == "copy"
+    for layer in layers:
+        attention = attentions[layer]
+        originals[layer] = copy.deepcopy(attention).requires_grad_(False).eval()
+        reference = next(attention.parameters())
+        if init == "random":
+            _redraw_projections(model, layer)
+        core = ATTENTION.build(name, shape=shape.attention(layer), **options)
+        host(attention, core.to(device=reference.device, dtype=reference.dtype))
+        attention.requires_grad_(False)
+        keeps_function = keeps_function and core.keeps_function
+    if options.get("position") == "toroidal" and shape.rotary_width == 0:
+        notes.append(
+            f"{shape.family} adds learned positions to the embeddings: they stay, position=toroidal adds nothing"
+        )
+    return Surgery(list(layers), originals, keeps_function, notes)
+
+
+def _redraw_projections(model: nn.Module, layer: int) -> None:
+    """Random projections of one attention layer, as the family initialises them: normal weights, zero biases."""
+    architecture = architecture_of(model.config.model_type)
+    block = model.get_submodule(f"{architecture.blocks}.{layer}")
+    for role, path in architecture.roles.items():
+        if role.startswith("attention."):
+            projection = block.get_submodule(path)
+            nn.init.normal_(projection.weight, std=model.config.initializer_range)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+
+def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of everything in the attention of these layers, cores included."""
+    architecture = ARCHITECTURES.get(model.config.model_type)
+    return {
+        f"{architecture.attention_path(layer)}.{name}": parameter
+        for layer in layers
+        for name, parameter in architecture.attention_layers(model)[layer].named_parameters()
+    }
+
+
+def thaw(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Make exactly `parameters` trainable, in fp32; everything else is frozen and keeps its dtype.
+
+    A hosted attention layer bridges the dtypes itself; so a frozen bf16 model is trained with fp32 master weights.
+    """
+    model.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)

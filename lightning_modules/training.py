@@ -1,0 +1,108 @@
+"""Lightning trainers for scoring a module and for training one stage of it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from lightning_modules.callbacks.checkpoint import StepCheckpoint
+from lightning_modules.callbacks.early_stopping import BestWeights
+from lightning_modules.callbacks.throughput import Throughput
+from lightning_modules.causal_lm import CausalLMModule
+
+# Keys of the `trainer` config group that are not handed to Lightning's Trainer as they are.
+OWN_KEYS = (
+    "name",
+    "max_epochs",
+    "val_check_interval",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "early_stopping",
+    "checkpoint_every_n_steps",
+)
+
+
+def evaluate(module: CausalLMModule, loader: DataLoader, options: Mapping[str, Any]) -> dict[str, float]:
+    """Score the module on a loader: loss, ppl, accuracy, bpb, and `seconds` and `tokens_per_s`.
+
+    Everything that is ever compared (baseline, swap, control, final score) goes through here.
+    """
+    clock = Throughput()
+    with _quiet():
+        trainer = _trainer(options, logger=False, callbacks=[clock])
+        (scores,) = trainer.validate(module, loader, verbose=False)
+    scores = {name.removeprefix("val/"): value for name, value in scores.items()}
+    return {**scores, "seconds": clock.seconds, "tokens_per_s": clock.tokens_per_s}
+
+
+def fit(
+    module: CausalLMModule,
+    loader: DataLoader,
+    val_loader: DataLoader,
+    options: Mapping[str, Any],
+    folder: Path,
+    logger: Any = False,
+    callbacks: list[Callback] | None = None,
+) -> Throughput:
+    """Train the module's current stage, from `<folder>/last.ckpt` on where there is one.
+
+    Args:
+        options: the `trainer` config group.
+        folder: where this stage's checkpoint lies.
+
+    Returns:
+        How long the steps took, without validation.
+    """
+    clock, checkpoint = Throughput(), StepCheckpoint(folder, options["checkpoint_every_n_steps"])
+    patience = options["early_stopping"]["patience"]
+    best = [BestWeights(**options["early_stopping"])] if patience and module.stage_name == "next_token" else []
+    interval = options["val_check_interval"]
+    with _quiet():
+        trainer = _trainer(
+            options,
+            logger=logger,
+            callbacks=[checkpoint, *best, *(callbacks or []), clock],  # the clock last: it times the step alone
+            max_steps=module.stage.steps,
+            max_epochs=1,  # the loader goes round for as long as there are steps
+            val_check_interval=interval or 1.0,
+            check_val_every_n_epoch=None if interval else 1,
+            limit_val_batches=None if interval else 0,
+            num_sanity_val_steps=0,
+        )
+        resume = checkpoint.path if checkpoint.path.is_file() else None
+        trainer.fit(module, loader, val_loader, ckpt_path=resume, weights_only=True)
+    return clock
+
+
+def _trainer(options: Mapping[str, Any], **own: Any) -> Trainer:
+    given = {key: value for key, value in options.items() if key not in (*OWN_KEYS, "max_steps")}
+    return Trainer(
+        **{**given, **own},
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on devices, and on what is so on purpose."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    on_purpose = ("dataloader is not resumable", "does not have many workers", "in eval mode", "treespec, LeafSpec")
+    try:
+        with warnings.catch_warnings():
+            for text in on_purpose:
+                warnings.filterwarnings("ignore", message=f"(?s).*{text}")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,209 @@
+"""The role map: where blocks, attention, MLP and their linear layers live in each model family.
+
+A family is one entry of `ARCHITECTURES`, named by the `model_type` of its Hugging Face config. Everything that touches
+a model's insides goes through it, so that a new family is supported by one new entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from registries.registry import Registry, UserError
+
+ARCHITECTURES = Registry("model family")
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What an attention replacement must know of the layer it works in.
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key and value heads; fewer than `num_heads` where they are grouped.
+        head_width: channels of one head.
+        rotary_width: how many leading channels of a head the rotary codes turn (0: the family has none). Channel m
+            forms a pair with channel m + rotary_width / 2, as in all supported families.
+        rotary_base: base of the geometric series of rotary frequencies.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    rotary_width: int = 0
+    rotary_base: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A causal language model's dimensions, read from its config alone (no weights).
+
+    `rotary_bases` holds one rotary base per layer, since some families mix two.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    rotary_width: int
+    rotary_bases: tuple[float, ...]
+    vocab_size: int
+    max_positions: int
+
+    def attention(self, layer: int) -> AttentionShape:
+        """The shape of one layer's attention."""
+        return AttentionShape(
+            self.num_heads, self.num_kv_heads, self.head_width, self.rotary_width, self.rotary_bases[layer]
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the parts of one model family are.
+
+    Attributes:
+        blocks: path from the causal LM to its list of blocks.
+        attention: path from a block to its attention layer.
+        roles: role -> path from a block to the linear layer that plays it.
+        key_names: config key -> this family's name for it, where that differs from Llama's.
+    """
+
+    blocks: str
+    attention: str
+    roles: Mapping[str, str]
+    key_names: Mapping[str, str] = field(default_factory=dict)
+
+    def attention_layers(self, model: Any) -> list[Any]:
+        """The attention layers of a model, in order."""
+        return [block.get_submodule(self.attention) for block in model.get_submodule(self.blocks)]
+
+    def attention_path(self, layer: int) -> str:
+        """Full module name of one layer's attention."""
+        return f"{self.blocks}.{layer}.{self.attention}"
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The role map of a family. Raises UserError that says how to add one when the family is unknown."""
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"model family {model_type!r} is not known. Known: {', '.join(ARCHITECTURES.names())}. To add it, register "
+            f"an Architecture for it: ARCHITECTURES.register({model_type!r})(Architecture(blocks=..., attention=..., "
+            "roles=...)), in registries/architectures.py or in a module named in plugins=[...]"
+        )
+    return ARCHITECTURES.get(model_type)
+
+
+def shape_of(config: Any) -> ModelShape:
+    """The shape of a model from its config, given as a mapping (a parsed `config.json`) or as a transformers config.
+
+    Raises:
+        UserError: the family is unknown, or the config lacks a key.
+    """
+    raw = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    raw = raw.get("text_config", raw)  # the language part of a multimodal config
+    family = raw.get("model_type", "(none)")
+    names = architecture_of(family).key_names
+
+    def value(key: str, default: Any = None) -> Any:
+        found = raw.get(names.get(key, key))
+        if found is None and default is None:
+            raise UserError(f"the config of this {family!r} model has no key {names.get(key, key)!r}")
+        return default if found is None else found
+
+    num_heads, hidden_size, num_layers = value("num_attention_heads"), value("hidden_size"), value("num_hidden_layers")
+    head_width = value("head_dim", hidden_size // num_heads)
+    bases, fraction = _rotary(raw, num_layers)
+    return ModelShape(
+        family=family,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=value("num_key_value_heads", num_heads),
+        head_width=head_width,
+        rotary_width=0 if family == "gpt2" else int(head_width * fraction),
+        rotary_bases=bases,
+        vocab_size=value("vocab_size"),
+        max_positions=value("max_position_embeddings"),
+    )
+
+
+# The share of a head's channels that older configs of these families turn when they do not say it.
+_PARTIAL_ROTARY = {"phi": 0.5, "gpt_neox": 0.25}
+
+
+def _rotary(raw: Mapping[str, Any], num_layers: int) -> tuple[tuple[float, ...], float]:
+    """Rotary base of each layer, and the share of a head's channels that is turned.
+
+    transformers 5 writes `rope_parameters` (per layer type where a family mixes them); older configs have the keys
+    at the top level.
+    """
+    rope = raw.get("rope_parameters") or {}
+    types = raw.get("layer_types")
+    if types and all(isinstance(rope.get(kind), Mapping) for kind in set(types)):
+        bases = tuple(float(rope[kind].get("rope_theta", 10_000.0)) for kind in types)
+        return bases, 1.0
+    base = rope.get("rope_theta") or raw.get("rope_theta") or raw.get("rotary_emb_base") or 10_000.0
+    fraction = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or raw.get("rotary_pct")
+    return (float(base),) * num_layers, float(fraction or _PARTIAL_ROTARY.get(raw.get("model_type", ""), 1.0))
+
+
+_LLAMA_ROLES = {
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+
+for _family in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3"):
+    ARCHITECTURES.register(_family)(Architecture("model.layers", "self_attn", _LLAMA_ROLES))
+
+ARCHITECTURES.register("phi")(
+    Architecture(
+        "model.layers",
+        "self_attn",
+        {
+            "attention.query": "self_attn.q_proj",
+            "attention.key": "self_attn.k_proj",
+            "attention.value": "self_attn.v_proj",
+            "attention.output": "self_attn.dense",
+            "mlp.up": "mlp.fc1",
+            "mlp.down": "mlp.fc2",
+        },
+    )
+)
+ARCHITECTURES.register("gpt2")(
+    Architecture(
+        "transformer.h",
+        "attn",
+        {
+            "attention.qkv": "attn.c_attn",
+            "attention.output": "attn.c_proj",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        },
+        {
+            "num_attention_heads": "n_head",
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "max_position_embeddings": "n_positions",
+        },
+    )
+)
+ARCHITECTURES.register("gpt_neox")(
+    Architecture(
+        "gpt_neox.layers",
+        "attention",
+        {
+            "attention.qkv": "attention.query_key_value",
+            "attention.output": "attention.dense",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+    )
+)

@@ -1,0 +1,178 @@
+"""Softmax attention over depth slices with a score bias, computed in three ways that agree.
+
+All work on flattened slices: a sequence of N positions with D slices each is an axis of N * D entries, position-major
+(entry n * D + k is slice k of position n). `reference` is the definition; `sdpa` is the same with memory that grows
+with N * D only; `flex` compiles it for CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+Backend = Literal["auto", "reference", "sdpa", "flex"]
+
+# (offsets i - j of query and key positions, (n,)) -> (n, depth, depth), added to the scores of query slice k (axis 1)
+# and key slice l (axis 2); -inf forbids. Hashable (a frozen dataclass), so that what was built once is found again.
+ScoreBias = Callable[[Tensor], Tensor]
+
+CHUNK = 64  # queries that are computed together; see benchmarks/attention_cost.py for what others cost
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    bias: ScoreBias,
+    scaling: float,
+    depth: int,
+    query_start: int,
+    key_start: int,
+    dropout: float = 0.0,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Attention of every slice of a query position over every slice of the positions it may see.
+
+    Args:
+        query: (batch, heads, queries * depth, slice width).
+        key, value: (batch, key/value heads, keys * depth, slice width).
+        mask: None for causal; else boolean (batch, 1, queries, keys) over positions.
+        bias: see `ScoreBias`.
+        scaling: factor on the products of two slices.
+        query_start, key_start: positions of the first query and of the first key.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (batch, heads, queries * depth, slice width).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if backend == "auto":
+        backend = "flex" if query.is_cuda else "sdpa"
+    run = {"reference": _reference, "sdpa": _chunked_sdpa, "flex": _flex}[backend]
+    return run(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout)
+
+
+def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+    queries, keys = query.shape[2] // depth, key.shape[2] // depth
+    offsets = _offsets(queries, keys, query_start - key_start, query.device)
+    allowed = _spread((offsets >= 0)[None, None] if mask is None else mask, depth)
+    scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, offsets)
+    # The lowest finite number instead of -inf: a padding query that may see nothing gets some average, not NaN.
+    weights = scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
+    return torch.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
+
+
+def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+    queries = query.shape[2] // depth
+    chunks = []
+    for start in range(0, queries, CHUNK):
+        stop = min(start + CHUNK, queries)
+        if mask is None:
+            end = query_start + stop - key_start  # no key lies after the chunk's last query
+            added = _causal_bias(bias, stop - start, end, query.device, query.dtype)
+        else:
+            part = mask[:, :, start:stop]
+            end = _last_visible(part)
+            offsets = _offsets(stop - start, end, query_start + start - key_start, query.device)
+            added = _spread_bias(bias, offsets).masked_fill(~_spread(part[..., :end], depth), -torch.inf)
+            added = added.to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
+        chunks.append(
+            scaled_dot_product_attention(
+                query[:, :, start * depth : stop * depth],
+                key[:, :, : end * depth],
+                value[:, :, : end * depth],
+                attn_mask=added,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
+
+
+def _flex(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if dropout:
+        raise ValueError("backend 'flex' cannot drop attention weights; use backend='sdpa' or dropout=0")
+    queries, keys = query.shape[2] // depth, key.shape[2] // depth
+    shift = query_start - key_start
+    table = bias(torch.arange(shift - keys + 1, shift + queries, device=query.device)).to(query.dtype)
+
+    def score(value, batch, head, query_entry, key_entry):
+        row = query_entry // depth - key_entry // depth + keys - 1
+        return value + table[row, query_entry % depth, key_entry % depth]
+
+    def visible(batch, head, query_entry, key_entry):
+        if mask is None:
+            return query_entry // depth + shift >= key_entry // depth
+        return mask[batch, 0, query_entry // depth, key_entry // depth]
+
+    blocks = create_block_mask(
+        visible, None if mask is None else mask.shape[0], None, queries * depth, keys * depth, device=query.device
+    )
+    width = query.shape[-1]
+    if width < 16:  # the kernel's smallest width
+        query, key, value = (pad(tensor, (0, 16 - width)) for tensor in (query, key, value))
+    run = _compiled_flex_attention() if query.is_cuda else _flex_attention()
+    return run(query, key, value, score_mod=score, block_mask=blocks, scale=scaling)[..., :width]
+
+
+def _flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex_attention():
+    return torch.compile(_flex_attention(), dynamic=False)
+
+
+def _offsets(queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
+    """(queries, keys): query position minus key position, where the first query lies `shift` after the first key."""
+    return torch.arange(queries, device=device)[:, None] + shift - torch.arange(keys, device=device)[None, :]
+
+
+def _spread(mask: Tensor, depth: int) -> Tensor:
+    """A mask over positions (..., queries, keys) for all their slices: (..., queries * depth, keys * depth)."""
+    return mask.repeat_interleave(depth, dim=-2).repeat_interleave(depth, dim=-1)
+
+
+def _spread_bias(bias: ScoreBias, offsets: Tensor) -> Tensor:
+    """The bias of all slices, (queries * depth, keys * depth), for offsets (queries, keys)."""
+    lowest, highest = int(offsets.min()), int(offsets.max())
+    table = bias(torch.arange(lowest, highest + 1, device=offsets.device))
+    return table[offsets - lowest].transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _causal_bias(bias: ScoreBias, queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bias and causal mask of the last `queries` of `keys` positions, (queries * depth, keys * depth).
+
+    It depends on distances only, so that every chunk is the lower right corner of one table, a view of it.
+    """
+    table, depth = _causal_table(bias, -(-keys // 512) * 512, device, dtype)
+    return table[-queries * depth :, -keys * depth :]
+
+
+@lru_cache(maxsize=8)  # shared by all layers and steps; a table is at most CHUNK * depth times length * depth numbers
+def _causal_table(bias: ScoreBias, keys: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, int]:
+    with torch.no_grad():
+        offsets = _offsets(CHUNK, keys, keys - CHUNK, device)
+        added = _spread_bias(bias, offsets)
+        depth = added.shape[0] // CHUNK
+        return added.masked_fill(~_spread(offsets >= 0, depth), -torch.inf).to(dtype), depth
+
+
+def _last_visible(mask: Tensor) -> int:
+    """One more than the index of the last key that any query may see; at least 1."""
+    seen = mask.flatten(0, -2).any(dim=0).nonzero()
+    return int(seen[-1]) + 1 if len(seen) else 1

@@ -1,0 +1,64 @@
+"""A sliding window on a ring: attention to the positions at most `window` steps away, the long way round included."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from registries import ATTENTION
+from registries.architectures import AttentionShape
+from registries.attention.backends import Backend, attend
+
+
+@dataclass(frozen=True)
+class CircularWindow:
+    """0 within `window` steps on a ring of `period` positions, -inf beyond."""
+
+    window: int
+    period: int
+
+    def __call__(self, offsets: Tensor) -> Tensor:
+        around = offsets.remainder(self.period)
+        near = torch.minimum(around, self.period - around) <= self.window
+        return torch.zeros(len(offsets), 1, 1, device=offsets.device).masked_fill(~near[:, None, None], -torch.inf)
+
+
+@ATTENTION.register("window")
+class WindowAttention(nn.Module):
+    """Causal attention to the positions within a window that wraps: min(t, P - t) <= window for t = (i - j) mod P.
+
+    Args:
+        shape: the layer it works in.
+        window: steps on the ring that a query can look; at least period / 2 is full attention.
+        period: length of the ring, in positions.
+        backend: how it is computed; all agree.
+    """
+
+    own_positions = False
+    keeps_function = False
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        window: Annotated[int, Ge(0)] = 256,
+        period: Annotated[int, Ge(2)] = 2048,
+        backend: Backend = "auto",
+    ):
+        super().__init__()
+        self.bias, self.backend = CircularWindow(window, period), backend
+
+    def forward(self, query, key, value, mask, scaling, query_start, key_start):
+        return attend(
+            query,
+            key,
+            value,
+            mask=mask,
+            bias=self.bias,
+            scaling=scaling,
+            depth=1,
+            query_start=query_start,
+            key_start=key_start,
+            backend=self.backend,
+        )

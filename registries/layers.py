@@ -1,0 +1,58 @@
+"""Layer specs: how a user names layers, wherever layers are named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from registries.registry import UserError
+
+FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, 8-15"
+
+
+def resolve_layers(spec: str | int | Sequence[int], num_layers: int) -> list[int]:
+    """The layer indices (0 to num_layers - 1, ascending) that a spec names.
+
+    `ends:n` is the first n and the last n; `every:n` is 0, n, 2n, ...; `8-15` includes both; negative indices count
+    from the end.
+
+    Raises:
+        UserError: no such form, a layer out of range, or a layer named twice.
+    """
+    if isinstance(spec, str):
+        layers = _named(spec.strip(), num_layers)
+    else:
+        layers = [spec] if isinstance(spec, int) else list(spec)
+    allowed = f"this model's layers are 0 to {num_layers - 1} (or -{num_layers} to -1)"
+    wrong = [layer for layer in layers if isinstance(layer, bool) or not isinstance(layer, int)]
+    if wrong or not layers:
+        raise UserError(f"layers={spec!r} is not a layer spec. Allowed: {FORMS}")
+    outside = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if outside:
+        raise UserError(f"layers={spec!r} names layer {outside[0]}, but {allowed}")
+    resolved = [layer % num_layers for layer in layers]
+    twice = sorted({layer for layer in resolved if resolved.count(layer) > 1})
+    if twice:
+        raise UserError(f"layers={spec!r} names layer {twice[0]} twice; name each layer once ({allowed})")
+    return sorted(resolved)
+
+
+def _named(spec: str, num_layers: int) -> list[int]:
+    every = list(range(num_layers))
+    if spec == "all":
+        return every
+    if span := re.fullmatch(r"(\d+)-(\d+)", spec):
+        return list(range(int(span[1]), int(span[2]) + 1))
+    if counted := re.fullmatch(r"(first|last|ends|every):([1-9]\d*)", spec):
+        form, count = counted[1], int(counted[2])
+        if count > num_layers:
+            raise UserError(f"layers={spec!r} asks for {count} layers, but this model has {num_layers}")
+        return {
+            "first": every[:count],
+            "last": every[-count:],
+            "ends": sorted({*every[:count], *every[-count:]}),
+            "every": every[::count],
+        }[form]
+    if re.fullmatch(r"-?\d+", spec):
+        return [int(spec)]
+    return []

@@ -1,0 +1,23 @@
+"""Where models come from. A component is a *source*: it knows the config, the tokenizer and the model apart.
+
+Data are tokenised before any weights are read, and a config is checked before anything is, so that the three are
+separate and each costs only itself.
+"""
+
+from typing import Any, Protocol
+
+
+class ModelSource(Protocol):
+    """What a registered model builds. Arguments of a source are the keys of its config group option."""
+
+    def config(self) -> dict[str, Any] | None:
+        """The content of its `config.json`, read without weights and without transformers; None if it is not here."""
+        ...
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, a `PreTrainedTokenizerBase`."""
+        ...
+
+    def model(self, dtype: Any) -> Any:
+        """The causal LM with its weights in `dtype` (a torch dtype), in evaluation mode."""
+        ...

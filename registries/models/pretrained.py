@@ -1,0 +1,93 @@
+"""Pretrained models from the hub or from a local folder, by the ids that the YAML files give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from registries import MODELS
+from registries.registry import UserError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def check(path: str | None, revision: str | None = None) -> list[str]:
+    """What is wrong with a local folder: not a model folder, or no weights in it."""
+    folder = Path(path or "").expanduser()
+    if path is None or not _is_local(path):
+        return []
+    if not folder.is_dir():
+        return [f"model.path={path}: there is no such folder"]
+    if not (folder / "config.json").is_file():
+        return [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model folder"]
+    if not any(folder.glob("*.safetensors")):
+        return [
+            f"model.path={path}: the folder holds no weights (*.safetensors). Save the model there with "
+            "save_pretrained; pickled weights (*.bin) are not read"
+        ]
+    return []
+
+
+class PretrainedModel:
+    """A causal LM of the hub, or in a local folder with `config.json`, `*.safetensors` and tokenizer files.
+
+    Args:
+        path: hub id or local folder.
+        revision: branch, tag or commit of the hub repository.
+        name: the registered name, under which a copy of the config may be known without a download.
+    """
+
+    def __init__(self, path: str, revision: str | None = None, name: str | None = None):
+        self.path = str(Path(path).expanduser()) if _is_local(path) else path
+        self.revision, self.name = revision, name
+
+    def config(self) -> dict[str, Any] | None:
+        file = Path(self.path) / "config.json"
+        if not _is_local(self.path):
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
+            known = CONFIGS / f"{self.name}.json"
+            file = Path(cached) if isinstance(cached, str) else known
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer, "tokenizer")
+
+    def model(self, dtype: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return self._load(AutoModelForCausalLM, "weights", dtype=dtype, use_safetensors=True)
+
+    def _load(self, loader: Any, what: str, **options: Any) -> Any:
+        try:
+            return loader.from_pretrained(self.path, revision=self.revision or "main", **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            hint = (
+                ""
+                if _is_local(self.path)
+                else (
+                    "; without network, give a local folder: model.path=<folder>, or use model=smollm2_135m or tiny_phi"
+                )
+            )
+            raise UserError(f"cannot load the {what} of {self.path!r}: {reason}{hint}") from error
+
+
+def _is_local(path: str) -> bool:
+    """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
+    return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+
+
+def _register(name: str) -> None:
+    @MODELS.register(name, check=check)
+    def build(path: str, revision: str | None = None) -> PretrainedModel:
+        """A model of the hub, or a local folder given as path."""
+        return PretrainedModel(path, revision, name)
+
+
+for _name in ("phi2", "dialogpt_medium", "llama31_8b", "mistral_7b"):
+    _register(_name)

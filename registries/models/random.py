@@ -1,0 +1,119 @@
+"""Small models with random weights, of every supported family: for tests, smoke runs and training from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from registries import MODELS
+
+Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
+
+NUM_BYTES = 256
+
+
+def check(hidden_size: int, num_heads: int, num_kv_heads: int | None, vocab_size: int, tokenizer: str | None):
+    """What is wrong with these dimensions."""
+    errors = []
+    if hidden_size % num_heads:
+        divisors = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and n <= 64]
+        errors.append(
+            f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}. Allowed: {divisors}"
+        )
+    elif (hidden_size // num_heads) % 4:
+        errors.append(f"model.hidden_size / num_heads = {hidden_size // num_heads} must be a multiple of 4")
+    if num_kv_heads is not None and num_heads % num_kv_heads:
+        errors.append(f"model.num_kv_heads={num_kv_heads} does not divide model.num_heads={num_heads}")
+    if tokenizer is None and vocab_size < NUM_BYTES + 1:
+        errors.append(f"model.vocab_size={vocab_size} is too small for the byte tokenizer. Allowed: 257 or more")
+    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
+        errors.append(f"model.tokenizer={tokenizer}: there is no such folder")
+    return errors
+
+
+@MODELS.register("random", check=check)
+class RandomModel:
+    """A model with random weights and, unless a tokenizer folder is given, a tokenizer whose tokens are bytes.
+
+    Args:
+        family: model family.
+        num_layers, hidden_size, num_heads, vocab_size: dimensions; the MLP is four times as wide as the model.
+        num_kv_heads: key/value heads, for families that group them (default: as many as heads).
+        max_positions: longest sequence.
+        tokenizer: folder of a tokenizer; its tokens must fit in vocab_size.
+    """
+
+    def __init__(
+        self,
+        family: Family = "llama",
+        num_layers: Annotated[int, Ge(1)] = 2,
+        hidden_size: Annotated[int, Ge(4)] = 64,
+        num_heads: Annotated[int, Ge(1)] = 4,
+        num_kv_heads: Annotated[int, Ge(1)] | None = None,
+        vocab_size: Annotated[int, Ge(2)] = 512,
+        max_positions: Annotated[int, Ge(2)] = 2048,
+        tokenizer: str | None = None,
+    ):
+        self.family = family
+        self.tokenizer_path = tokenizer
+        kv_heads = num_kv_heads or num_heads
+        if family == "gpt2":
+            self.dimensions = {
+                "n_layer": num_layers,
+                "n_embd": hidden_size,
+                "n_head": num_heads,
+                "n_positions": max_positions,
+            }
+        else:
+            self.dimensions = {
+                "num_hidden_layers": num_layers,
+                "hidden_size": hidden_size,
+                "num_attention_heads": num_heads,
+                "intermediate_size": 4 * hidden_size,
+                "max_position_embeddings": max_positions,
+            }
+            if family != "gpt_neox":
+                self.dimensions["num_key_value_heads"] = kv_heads
+        if family in ("qwen3", "gemma3"):
+            self.dimensions["head_dim"] = hidden_size // num_heads
+        if family in ("phi", "gpt_neox"):
+            rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+            self.dimensions["rope_parameters"] = rope
+        self.dimensions["vocab_size"] = vocab_size
+
+    def config(self) -> dict[str, Any]:
+        return {"model_type": self._model_type, **self.dimensions}
+
+    def tokenizer(self) -> Any:
+        if self.tokenizer_path is None:
+            return byte_tokenizer()
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(Path(self.tokenizer_path).expanduser())
+
+    def model(self, dtype: Any) -> Any:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        tokenizer = self.tokenizer()
+        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+        config = AutoConfig.for_model(self._model_type, **self.dimensions, **special)
+        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+    @property
+    def _model_type(self) -> str:
+        return "gemma3_text" if self.family == "gemma3" else self.family
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer whose first 256 tokens are the bytes and whose 257th ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)

@@ -1,0 +1,31 @@
+"""Third parties' components: modules that register something when they are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from registries.registry import UserError
+
+
+def import_plugins(modules: Sequence[str]) -> list[Path]:
+    """Import what the entry-point group `graftlab.components` names, then the given modules.
+
+    Returns:
+        The `conf/` folders that lie beside these modules; their config groups are put on Hydra's search path.
+
+    Raises:
+        UserError: a module cannot be imported.
+    """
+    names = [point.module for point in entry_points(group="graftlab.components")]
+    folders = []
+    for name in [*names, *modules]:
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {name!r} ({error}); is its folder on PYTHONPATH?") from error
+        if module.__file__ and (folder := Path(module.__file__).parent / "conf").is_dir():
+            folders.append(folder)
+    return folders

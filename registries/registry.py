@@ -1,0 +1,217 @@
+"""Named components: the one mechanism behind every config group.
+
+A component registers itself with a decorator and is then built by its name; its keyword arguments, with their
+annotations and defaults, are its configuration schema:
+
+    ATTENTION = Registry("attention replacement", package="registries.attention")
+
+    @ATTENTION.register("window")
+    class WindowAttention(nn.Module): ...
+
+    ATTENTION.build("window", window=64, shape=shape)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+class UserError(Exception):
+    """An error that the user can mend: its message alone names the value, what is allowed, and what to do.
+
+    The entry points print it without a traceback. `messages` holds one line per error found.
+    """
+
+    def __init__(self, messages: str | Iterable[str]):
+        self.messages = [messages] if isinstance(messages, str) else list(messages)
+        super().__init__("\n".join(self.messages))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: `; did you mean 'toroidal'?`, or a full stop where none is near."""
+    matches = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "."
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered object with the place it was defined at and its optional extra check."""
+
+    name: str
+    target: Any
+    check: Callable[..., list[str]] | None
+    defined_at: str
+
+
+class Registry:
+    """Components of one kind, by name.
+
+    Args:
+        kind: what a component is, for error messages ("attention replacement").
+        package: a package whose modules are imported at the first look-up, so that a new component is one new file.
+    """
+
+    def __init__(self, kind: str, package: str | None = None):
+        self.kind = kind
+        self._package = package
+        self._components: dict[str, Component] = {}
+
+    def register(self, name: str, check: Callable[..., list[str]] | None = None) -> Callable[[Any], Any]:
+        """Decorator that makes an object known as `name`.
+
+        `check(**arguments)` may look at the arguments together with what else is known before anything is built (the
+        model's shape, say) and returns a message for each thing that is wrong.
+
+        Raises:
+            ValueError: the name is taken; both places of definition are named.
+        """
+
+        def add(target: Any) -> Any:
+            place = _place(target)
+            taken = self._components.get(name)
+            if taken is not None and taken.defined_at != place:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: at {taken.defined_at} and at {place}")
+            self._components[name] = Component(name, target, check, place)
+            return target
+
+        return add
+
+    def names(self) -> list[str]:
+        """The registered names, sorted."""
+        self._import_package()
+        return sorted(self._components)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names()
+
+    def get(self, name: str) -> Any:
+        """The registered object itself. Raises UserError with the allowed names for an unknown one."""
+        return self._component(name).target
+
+    def build(self, name: str, **arguments: Any) -> Any:
+        """Call the component, after its arguments were checked against its signature.
+
+        Raises:
+            UserError: every unknown, missing or ill-typed argument, in one error.
+        """
+        component = self._component(name)
+        errors = signature_errors(component.target, arguments, f"{self.kind} {name!r}")
+        if errors:
+            raise UserError(errors)
+        return component.target(**arguments)
+
+    def check(self, name: str, arguments: dict[str, Any], given: Iterable[str] = (), **context: Any) -> list[str]:
+        """Messages for everything that is wrong with `arguments`, without building anything.
+
+        `given` names parameters that the caller will supply when it builds; `context` is handed to the component's
+        own check as far as that asks for it; where something is missing that it asks for, it is left out.
+        """
+        if name not in self:
+            return [self._unknown(name)]
+        component = self._component(name)
+        errors = signature_errors(component.target, arguments, f"{self.kind} {name!r}", given)
+        if not errors and component.check is not None:
+            wanted = inspect.signature(component.check).parameters
+            known = {**defaults(component.target), **arguments, **context}
+            if all(key in known or item.default is not item.empty for key, item in wanted.items()):
+                errors = component.check(**{key: known[key] for key in wanted if key in known})
+        return errors
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Name, first line of the docstring, parameters with their defaults, and the place of definition."""
+        component = self._component(name)
+        return {
+            "name": name,
+            "summary": (inspect.getdoc(component.target) or "").split("\n")[0],
+            "parameters": defaults(component.target),
+            "defined_at": component.defined_at,
+        }
+
+    def _component(self, name: str) -> Component:
+        self._import_package()
+        if name not in self._components:
+            raise UserError(self._unknown(name))
+        return self._components[name]
+
+    def _unknown(self, name: str) -> str:
+        names = self.names()
+        return f"unknown {self.kind} {name!r}{nearest(name, names)} Allowed: {', '.join(names) or '(none)'}"
+
+    def _import_package(self) -> None:
+        if self._package is None:
+            return
+        package, self._package = importlib.import_module(self._package), None
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The named parameters of a callable; annotations are resolved to types."""
+    return dict(inspect.signature(target, eval_str=True).parameters)
+
+
+def defaults(target: Any) -> dict[str, Any]:
+    """Parameter names and default values of a callable (those without a default are left out)."""
+    empty = inspect.Parameter.empty
+    return {name: item.default for name, item in parameters(target).items() if item.default is not empty}
+
+
+def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
+    """What is wrong with `arguments` as keyword arguments of `target`: unknown, missing, ill-typed, out of range.
+
+    Types and ranges come from the annotations (`Literal`, `Annotated[int, Field(ge=1)]`, ...) and are checked by
+    pydantic, strictly: the text "3" is no integer.
+    """
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    known = parameters(target)
+    if not any(item.kind is inspect.Parameter.VAR_KEYWORD for item in known.values()):
+        unknown = [key for key in arguments if key not in known]
+    else:
+        unknown = []
+    settable = [name for name in known if name not in given]
+    errors = [
+        f"{label} has no key {key!r}{nearest(key, settable)} Allowed: {', '.join(settable) or '(none)'}"
+        for key in unknown
+    ]
+    fields = {}
+    for name, item in known.items():
+        if name in given or item.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            continue
+        annotation = Any if item.annotation is inspect.Parameter.empty else item.annotation
+        fields[name] = (annotation, ... if item.default is inspect.Parameter.empty else item.default)
+    model = create_model("Arguments", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
+    try:
+        model(**{key: value for key, value in arguments.items() if key in fields})
+    except ValidationError as error:
+        errors += validation_messages(error, label)
+    return errors
+
+
+def validation_messages(error: Any, label: str) -> list[str]:
+    """pydantic's errors, one line each: the key, the value, and what is allowed."""
+    messages = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            messages.append(f"{label} needs a value for {key!r}")
+        else:
+            messages.append(f"{label}: {key}={item['input']!r} is not valid: {item['msg']}")
+    return list(dict.fromkeys(messages))
+
+
+def _place(target: Any) -> str:
+    try:
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (TypeError, OSError):  # an instance, or an object defined at a prompt
+        frame = inspect.stack()[2]
+        return f"{frame.filename}:{frame.lineno}"

@@ -1,0 +1,65 @@
+"""Score a finished run, or any model, on any dataset; or continue a text with it.
+
+python score.py run=outputs/runs/<run> dataset=text dataset.path=notes.txt split=all
+python score.py model=tiny_phi dataset=pydoc
+python score.py run=outputs/runs/<run> 'prompt=The capital of France is'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def score(cfg: Any) -> dict[str, Any]:
+    """Score what `cfg.run` or `cfg.model` names on `cfg.dataset`, or continue `cfg.prompt`.
+
+    Returns:
+        `loss`, `ppl`, `bpb`, `accuracy` and the tokens they were measured on; or `text`, the continuation.
+    """
+    from data_modules import build_data_module
+    from lightning_modules.building import build_source, load_language_model, load_module, plain
+    from lightning_modules.samples import continue_texts
+    from lightning_modules.training import evaluate
+    from studies.scores import tokens_sha256
+
+    cfg = plain(cfg)
+    module = None
+    if cfg["run"] is not None:
+        module = load_module(Path(cfg["run"]))
+        tokenizer = module.tokenizer
+    else:
+        source = build_source(cfg)
+        tokenizer = source.tokenizer()
+    if cfg["prompt"] is not None:
+        module = module or load_language_model(cfg, source, tokenizer)
+        (text,) = continue_texts(module.model, tokenizer, [cfg["prompt"]], cfg["samples"]["max_new_tokens"])
+        return {"prompt": cfg["prompt"], "text": text}
+    data = build_data_module(cfg, tokenizer)
+    blocks = data.blocks(cfg["split"])
+    module = module or load_language_model(cfg, source, tokenizer)
+    module.measure(data.token_bytes, data.position_groups())
+    scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
+    scored = {"split": cfg["split"], "blocks": len(blocks), "tokens": blocks.shape[0] * (blocks.shape[1] - 1)}
+    return {**scores, "dataset": data.name, "sha256": tokens_sha256(blocks), **scored}
+
+
+def job(cfg: Any) -> float:
+    """Print the scores; in a sweep, return the loss."""
+    import json
+
+    from registries import UserError
+    from studies.launch import exit_with
+
+    try:
+        result = score(cfg)
+    except UserError as error:
+        exit_with(error)
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+    return result.get("loss", 0.0)
+
+
+if __name__ == "__main__":
+    from studies.launch import launch
+
+    launch(job, "score")

@@ -1,0 +1,243 @@
+"""Composes the config of a run, or of every job of a sweep, and checks it before anything expensive starts.
+
+Hydra stops at its first error and knows no nearest match. So the overrides are checked one by one first, what is
+left is composed, and the composed config is checked as a whole: the user gets every error in one message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from registries.plugins import import_plugins
+from registries.registry import UserError, nearest
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
+    """The checked config that these overrides make.
+
+    Raises:
+        UserError: everything that is wrong with it, in one error.
+    """
+    search_path = load_plugins(overrides)
+    errors: list[str] = []
+    parsed = _parse(overrides, errors)
+    swept = [item.input_line for item in parsed if item.is_sweep_override()]
+    if swept:
+        raise UserError(f"{swept[0]} names several values: one config holds one; a sweep is started with -m")
+    cfg = _compose(parsed, config_name, search_path, errors)
+    if cfg is not None:
+        errors += check(cfg)
+    if errors:
+        raise UserError(dict.fromkeys(errors))
+    return cfg
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Everything that is wrong with a composed config."""
+    from studies.schema import config_errors
+
+    try:
+        return config_errors(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        return [str(error).split("\n")[0]]
+
+
+def check_command_line(overrides: Sequence[str], multirun: bool, config_name: str) -> list[str]:
+    """Check the job, or every job of a sweep, that these overrides ask for.
+
+    Returns:
+        Hydra overrides to be added: the search path of plugins with a `conf/` folder of their own.
+
+    Raises:
+        UserError: every error of every job, each once.
+    """
+    search_path = load_plugins(overrides)
+    errors: list[str] = []
+    parsed = _parse(overrides, errors)
+    swept = [item.input_line for item in parsed if item.is_sweep_override()]
+    if swept and not multirun:
+        errors.append(f"{swept[0]} names several values: add -m to sweep over them, or quote a list as [a,b]")
+    else:
+        for job in _jobs(parsed) if multirun else [parsed]:
+            cfg = _compose(job, config_name, search_path, errors)
+            if cfg is not None:
+                errors += check(cfg)
+    if errors:
+        raise UserError(dict.fromkeys(errors))
+    return [f"hydra.searchpath=[{','.join(search_path)}]"] if search_path else []
+
+
+def load_plugins(overrides: Sequence[str]) -> list[str]:
+    """Import the plugins that the overrides name, and give each component without a YAML its config group option.
+
+    Returns:
+        The `file://` entries of the plugins' own `conf/` folders.
+    """
+    modules: list[str] = []
+    for line in overrides:
+        if line.lstrip("+").startswith("plugins="):
+            value = OverridesParser.create().parse_override(line).value()
+            modules = value if isinstance(value, list) else [value]
+    folders = import_plugins(modules)
+    if modules or folders:
+        _store_options(folders)
+    return [f"file://{folder}" for folder in folders]
+
+
+def _store_options(folders: Sequence[Path]) -> None:
+    """Put a group option made from its signature into Hydra's ConfigStore for every component that has no YAML."""
+    from data_modules import DATASETS
+    from data_modules.block_settings import BlockSettings
+    from lightning_modules import OPTIMIZERS, options
+    from registries import ATTENTION, MODELS
+    from registries.registry import defaults, parameters
+
+    groups = {
+        "replacement": (ATTENTION, options.surgery_options),
+        "model": (MODELS, options.model_options),
+        "optimizer": (OPTIMIZERS, options.optimizer_options),
+        "dataset": (DATASETS, BlockSettings),
+    }
+    supplied = ("shape", "parameters", "cache_dir")
+    for group, (registry, shared) in groups.items():
+        for name in registry.names():
+            if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
+                continue
+            own = {key: "???" for key in parameters(registry.get(name)) if key not in supplied}
+            own.update({key: value for key, value in defaults(registry.get(name)).items() if key in own})
+            ConfigStore.instance().store(group=group, name=name, node={"name": name, **defaults(shared), **own})
+
+
+def _parse(overrides: Sequence[str], errors: list[str]) -> list[Override]:
+    parser, parsed = OverridesParser.create(), []
+    for line in overrides:
+        try:
+            parsed.append(parser.parse_override(line))
+        except HydraException as error:
+            errors.append(f"cannot read {line!r}: {str(error).splitlines()[0]}; quote values with commas or brackets")
+    return parsed
+
+
+def _jobs(parsed: Sequence[Override]) -> Iterator[list[Override]]:
+    """The jobs of a sweep: every combination of the swept values (of a range that a sweeper draws from, its ends)."""
+    parser, choices = OverridesParser.create(), []
+    for item in parsed:
+        if item.is_discrete_sweep():
+            lines = [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        elif item.is_sweep_override():
+            interval = item.value()
+            lines = [f"{item.get_key_element()}={value}" for value in (interval.start, interval.end)]
+        else:
+            lines = [item.input_line]
+        choices.append(lines)
+    for lines in itertools.product(*choices):
+        yield parser.parse_overrides(list(lines))
+
+
+def _compose(
+    parsed: Sequence[Override], config_name: str, search_path: Sequence[str], errors: list[str]
+) -> DictConfig | None:
+    """Compose what can be; whatever cannot is told in `errors`, and None is returned if nothing is left to check."""
+    with _hydra() as loader:
+        start = [f"hydra.searchpath=[{','.join(search_path)}]"] if search_path else []
+        try:
+            base = hydra_compose(config_name, start, return_hydra_config=True)
+            groups, values = [], []
+            for item in parsed:
+                (groups if _is_group(item, loader) else values).append(item)
+            good, undecided = [], set()  # groups of which no option is left to compare the keys with
+            for item in groups:
+                option, found = _option(item, loader)
+                errors.extend(found)
+                if option is None:
+                    undecided.add(item.key_or_group)
+                else:
+                    good.append(option)
+            base = hydra_compose(config_name, [*start, *good], return_hydra_config=True)
+            for item in values:
+                if item.key_or_group.split(".")[0] in undecided:
+                    continue
+                found = _value_errors(item, base)
+                errors.extend(found)
+                if not found:
+                    good.append(item.input_line)
+            return hydra_compose(config_name, [*start, *good])
+        except (HydraException, OmegaConfBaseException) as error:
+            errors.append(_reason(error))
+            return None
+
+
+def _reason(error: BaseException) -> str:
+    """Hydra's message on one line, or its cause's where it has none."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text or (_reason(error.__cause__) if error.__cause__ else type(error).__name__)
+
+
+@contextmanager
+def _hydra() -> Iterator[ConfigLoader]:
+    """Hydra, initialised on our config folder; what was initialised before is put back."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _is_group(item: Override, loader: ConfigLoader) -> bool:
+    key = item.key_or_group
+    return (
+        key in loader.list_groups("")
+        or "@" in item.get_key_element()
+        or ("/" in key and key.rpartition("/")[2] in loader.list_groups(key.rpartition("/")[0]))
+    )
+
+
+def _option(item: Override, loader: ConfigLoader) -> tuple[str | None, list[str]]:
+    """The override of a group as it can be composed (with the nearest option for an unknown one), and its errors."""
+    group, option = item.key_or_group, item.value()
+    allowed = loader.get_group_options(group)
+    if item.is_delete() or option in allowed:
+        return item.input_line, []
+    error = f"{group}={option} is no option{nearest(option, allowed)} Allowed: {', '.join(allowed)}"
+    close = difflib.get_close_matches(str(option), allowed, n=1)
+    return (f"{item.get_key_element()}={close[0]}" if close else None), [error]
+
+
+def _value_errors(item: Override, base: DictConfig) -> list[str]:
+    key = item.key_or_group
+    if item.is_add() or item.is_force_add() or key.split(".")[0] == "hydra":
+        return []
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(base, parent) if parent else base
+    if isinstance(node, DictConfig) and last in node:
+        return []
+    keys = [name for name in _keys(base) if not name.startswith("hydra")]
+    siblings = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
+    near = nearest(key, keys)
+    where = f" Allowed in {parent or 'the config'}: {', '.join(siblings)}" if siblings else ""
+    return [f"there is no key {key!r} in this config{near}{where}"]
+
+
+def _keys(cfg: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name in cfg:
+        keys.append(f"{prefix}{name}")
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none():
+            keys += _keys(node, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,139 @@
+"""Opens, resumes and closes runs: folder, heartbeat, tracking and status, whatever happens inside."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from registries.registry import UserError
+from studies.curves import CurveFile
+from studies.fingerprint import fingerprint, versions
+from studies.run_folder import UNFINISHED, Heartbeat, RunFolder, disk_error, find_run, write_text
+from studies.tracking import flatten, open_tracking
+
+
+@dataclass
+class Record:
+    """What a running study writes to.
+
+    Attributes:
+        folder: its folder; `folder.result` is what will be in `result.json`.
+        loggers: of Lightning's trainers.
+        heartbeat: samples memory.
+    """
+
+    folder: RunFolder
+    loggers: list[Any] = field(default_factory=list)
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.folder.result["metrics"]
+
+
+def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
+    """The folder that this config's run goes on in: a new one, or what `resume` or `skip_finished` say.
+
+    Raises:
+        UserError: `resume` names a folder of another config.
+    """
+    output_dir, mark = Path(cfg["output_dir"]), fingerprint(cfg, dataset["sha256"])
+    path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
+    if path is not None:
+        folder = RunFolder.open(path)
+        folder.result["status"] = "skipped"
+        return folder
+    if cfg["resume"] == "auto":
+        path = find_run(output_dir, mark, UNFINISHED)
+    elif cfg["resume"] != "never":
+        path = Path(cfg["resume"])
+        _require_same(RunFolder.open(path).result, cfg, mark)
+    if path is not None:
+        folder = RunFolder.open(path)
+        if folder.result["status"] != "finished":
+            folder.result["status"] = "running"
+            folder.write()
+        return folder
+    folder = RunFolder.create(
+        output_dir,
+        f"{cfg['model']['name']}-{cfg['replacement']['name']}",
+        config=cfg,
+        fingerprint=mark,
+        dataset=dict(dataset),
+        versions=versions(),
+        mlflow_run_id=None,
+    )
+    write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))
+    return folder
+
+
+def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:
+    if result["fingerprint"] == mark:
+        return
+    old, new = flatten(result["config"]), flatten(cfg)
+    ignored = ("tracking.", "resume", "output_dir", "cache_dir")
+    changed = [
+        f"{key}={old.get(key)} there, {new.get(key)} here"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(ignored)
+    ]
+    why = "; ".join(changed) or "its data or the code have changed since"
+    raise UserError(f"resume={cfg['resume']} is a run of another config: {why}. Use its config, or resume=never")
+
+
+@contextmanager
+def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
+    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store."""
+    tracker = open_tracking(cfg["tracking"], Path(cfg["output_dir"]), folder.path.name, folder.result["mlflow_run_id"])
+    record = Record(folder, [CurveFile(folder.path)])
+    if tracker is not None:
+        folder.result["mlflow_run_id"] = tracker.run_id
+        tracker.log_hyperparams(cfg)
+        record.loggers.append(tracker)
+    folder.write()
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    status = "failed"
+    try:
+        with Heartbeat(folder) as record.heartbeat:
+            yield record
+        status = "finished"
+        folder.result.pop("error", None)
+    except BaseException as error:
+        status = status_of(error)
+        folder.result["error"] = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise disk_error(error, folder.path / "checkpoints") from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        folder.result["status"] = status
+        folder.write()
+        if tracker is not None:
+            tracker.log_metrics(record.metrics)
+            tracker.close(status, folder.path)
+
+
+def status_of(error: BaseException) -> str:
+    """`oom`, `nan`, `killed` or `failed`."""
+    import torch
+
+    from lightning_modules.callbacks.checkpoint import Interrupted
+    from lightning_modules.causal_lm import NonFiniteLoss
+
+    if isinstance(error, (KeyboardInterrupt, Interrupted, SystemExit)):
+        return "killed"
+    if isinstance(error, NonFiniteLoss):
+        return "nan"
+    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return "oom" if no_memory else "failed"
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)

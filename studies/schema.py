@@ -1,0 +1,87 @@
+"""The config outside the components: types, ranges, and one list of everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from registries.registry import signature_errors
+
+
+def root_options(
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0,
+    resume: str = "never",
+    skip_finished: bool = False,
+    on_failure: Literal["continue", "stop"] = "continue",
+    preflight: bool = True,
+    plugins: list[str] | None = None,
+    output_dir: str = "outputs",
+    cache_dir: str = "~/.cache/graftlab",
+) -> None:
+    """The keys at the top of the config."""
+
+
+def score_options(
+    run: str | None = None, split: Literal["validation", "test", "all"] = "validation", prompt: str | None = None
+) -> None:
+    """The keys that only score.py has."""
+
+
+def sample_options(max_new_tokens: Annotated[int, Ge(0)] = 32, prompts: list[str] | None = None) -> None:
+    """The keys of `samples`."""
+
+
+def trainer_options(
+    accelerator: str = "auto",
+    devices: Annotated[int, Ge(1)] = 1,
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+    max_steps: Annotated[int, Ge(-1)] = 20,
+    max_epochs: Annotated[int, Ge(1)] | None = None,
+    val_check_interval: Annotated[int, Ge(1)] | None = 100,
+    accumulate_grad_batches: Annotated[int, Ge(1)] = 1,
+    gradient_clip_val: Annotated[float, Gt(0)] | None = 1.0,
+    log_every_n_steps: Annotated[int, Ge(1)] = 10,
+    enable_progress_bar: bool = True,
+    deterministic: bool = True,
+    checkpoint_every_n_steps: Annotated[int, Ge(1)] = 50,
+    profiler: Literal["simple", "advanced"] | None = None,
+    detect_anomaly: bool = False,
+    benchmark: bool | None = None,
+    early_stopping: dict[str, Any] | None = None,
+) -> None:
+    """The keys of `trainer`."""
+
+
+def early_stopping_options(
+    patience: Annotated[int, Ge(1)] | None = None, min_delta: Annotated[float, Ge(0)] = 0.0
+) -> None:
+    """The keys of `trainer.early_stopping`."""
+
+
+def config_errors(cfg: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a composed config (plain dicts), found without reading any weights."""
+    import data_modules
+    from lightning_modules import options
+
+    groups = {key: value for key, value in cfg.items() if isinstance(value, Mapping)}
+    top = {key: value for key, value in cfg.items() if key not in groups}
+    score = {key: top.pop(key) for key in ("run", "split", "prompt") if key in top}
+    errors = signature_errors(root_options, top, "the config") + signature_errors(score_options, score, "score")
+    errors += signature_errors(sample_options, dict(cfg["samples"]), "samples")
+    errors += _trainer_errors(cfg["trainer"])
+    model_errors = options.check_model(cfg)
+    errors += model_errors + (options.check_replacement(cfg) if not model_errors else [])
+    return errors + options.check_optimizer(cfg) + data_modules.check(cfg["dataset"])
+
+
+def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:
+    keys = {key: value for key, value in trainer.items() if key != "name"}
+    errors = signature_errors(trainer_options, keys, "trainer")
+    errors += signature_errors(early_stopping_options, dict(keys.get("early_stopping") or {}), "trainer.early_stopping")
+    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
+        errors.append(
+            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
+        )
+    return errors

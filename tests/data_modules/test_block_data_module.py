@@ -1,0 +1,154 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data_modules import DATASETS, build_data_module
+from data_modules.documents import SPLITS, Document, Stream
+from data_modules.tokens import token_bytes
+from registries.registry import UserError
+
+
+@pytest.fixture
+def text(build, text_file):
+    def build_text(seed=1, **keys):
+        return build("text", seed, path=str(text_file), **{"block_size": 64, **keys})
+
+    return build_text
+
+
+def ids(loader):
+    return [batch["input_ids"] for batch in loader]
+
+
+def test_blocks_hold_the_text_of_their_own_split(text, text_file, tokenizer):
+    module = text()
+    assert tokenizer.decode(module.all_blocks.flatten()).replace("<|endoftext|>", "") in text_file.read_text()
+    splits = DATASETS.build("text", path=str(text_file))
+    for split in SPLITS:
+        decoded = tokenizer.decode(module.blocks(split).flatten())
+        own = {document.text for document in splits[split]}
+        assert all(part in own for part in decoded.split("<|endoftext|>")[1:-1])
+
+
+def test_the_documents_to_train_on_are_shuffled(text, tokenizer):
+    first = tokenizer.decode(text(train_size=300).train_blocks.flatten()).split("Paragraph ")[1:]
+    numbers = [int(part.split(".")[0]) for part in first]
+    assert numbers != sorted(numbers)
+
+
+def test_all_seeds_have_the_same_blocks(text):
+    keys = {"train_size": 50, "val_size": 4, "test_size": 4}
+    assert text(1, **keys).describe() == text(2, **keys).describe()
+    assert text(1, train_size=51, val_size=4, test_size=4).describe()["sha256"] != text(1, **keys).describe()["sha256"]
+
+
+def test_describe_counts_what_is_used(text, tokenizer):
+    module = text(train_size=5, val_size=3, test_size=2)
+    description = module.describe()
+    assert [description[split]["blocks"] for split in SPLITS] == [5, 3, 2]
+    assert description["validation"]["tokens"] == 3 * 64
+    text_of = tokenizer.decode(module.validation_blocks.flatten(), skip_special_tokens=True)
+    assert description["validation"]["bytes"] == len(text_of.encode())
+    assert description["validation"]["bytes"] == token_bytes(tokenizer)[module.validation_blocks].sum()
+    assert description["warnings"] == []
+
+
+def test_a_size_beyond_what_is_there_is_one_warning(text, caplog):
+    module = text(val_size=10**6)
+    assert len(module.validation_blocks) == len(text().validation_blocks)
+    assert len(module.describe()["warnings"]) == len(caplog.records) == 1
+    assert "not 1000000" in caplog.text
+
+
+def test_less_than_one_block_is_an_error(text):
+    with pytest.raises(
+        UserError,
+        match=r"has \d+ tokens in split validation \(\d+ in all splits\).*needs 1000000: set dataset.block_size",
+    ):
+        assert text(block_size=10**6).validation_blocks
+
+
+def test_unknown_split(text):
+    with pytest.raises(UserError, match="'valid' is none of: train, validation, test, all"):
+        text().blocks("valid")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_step_sees_depends_on_the_step_alone(text, workers):
+    whole = ids(text(train_size=20).fit_loader(steps=9, start=0, blocks_per_step=7, stream="fit"))
+    loader = text(train_size=20, num_workers=workers).fit_loader(steps=9, start=4, blocks_per_step=7, stream="fit")
+    assert len(loader) == 9
+    rest = ids(loader)
+    assert len(rest) == 5
+    assert all(one.equal(other) for one, other in zip(whole[4:], rest, strict=True))
+    assert torch.cat(whole)[:20].unique(dim=0).shape[0] == 20
+
+
+def test_loading_leaves_the_global_generator_alone(text):
+    module = text(train_size=4, val_size=4)
+    before = torch.random.get_rng_state()
+    ids(module.val_dataloader())
+    ids(module.train_dataloader())
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_validation_comes_in_order_with_a_last_partial_batch(text):
+    module = text(val_size=5, batch_size=2)
+    batches = ids(module.val_dataloader())
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.cat(batches).equal(module.validation_blocks)
+
+
+def test_the_default_training_loader_is_one_epoch(tokenizer, text_file, tmp_path):
+    cfg = OmegaConf.create(
+        {
+            "dataset": {"name": "text", "path": str(text_file), "block_size": 64, "train_size": 20, "batch_size": 2},
+            "seed": 3,
+            "cache_dir": str(tmp_path),
+            "trainer": {"accumulate_grad_batches": 5},
+        }
+    )
+    batches = ids(build_data_module(cfg, tokenizer).train_dataloader())
+    assert [batch.shape for batch in batches] == [(10, 64), (10, 64)]
+    assert torch.cat(batches).unique(dim=0).shape[0] == 20
+
+
+def test_streams_are_read_as_far_as_the_sizes_ask(build, monkeypatch):
+    documents = [Document(str(index), f"document {index} " * 20) for index in range(1000)]
+    streams = {split: Stream(split, lambda: iter(documents)) for split in SPLITS}
+    module = build("wikitext103", block_size=32, train_size=10, val_size=3, test_size=2)
+    monkeypatch.setattr(module, "_build_source", lambda: streams)
+    assert [len(module.blocks(split)) for split in SPLITS] == [10, 3, 2]
+
+
+def test_lightning_trains_on_it_after_a_resume(text, tmp_path):
+    from lightning import LightningModule, Trainer
+
+    seen = []
+
+    class Recorder(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, index):
+            seen.append(batch["input_ids"])
+            return self.weight * 0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def fit(module, start, max_steps, checkpoint=None):
+        trainer = Trainer(
+            max_steps=max_steps, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(Recorder(), module.fit_loader(6, start, 2, "fit"), ckpt_path=checkpoint)
+        return trainer
+
+    module = text(train_size=5)
+    fit(module, 0, 4).save_checkpoint(tmp_path / "step4.ckpt")
+    fit(module, 4, 6, tmp_path / "step4.ckpt")
+    expected = ids(module.fit_loader(6, 0, 2, "fit"))
+    assert len(seen) == 6
+    assert all(one.equal(other) for one, other in zip(seen, expected, strict=True))

@@ -1,0 +1,68 @@
+"""One study: python train.py replacement=toroidal replacement.depth=4. A sweep of it: python train.py -m ..."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+
+def compose(overrides: Sequence[str] = ()) -> Any:
+    """The checked config (a DictConfig) that these overrides make. Raises UserError with everything wrong with it."""
+    from studies.compose import compose
+
+    return compose(overrides)
+
+
+def run(cfg: Any) -> dict[str, Any]:
+    """Run the study of a composed config. Returns the content of its `result.json`."""
+    from lightning import seed_everything
+
+    from data_modules import build_data_module
+    from lightning_modules.building import build_source, plain
+    from studies.display import say
+    from studies.recording import open_run, recording
+    from studies.replacement_study import study
+
+    cfg = plain(cfg)
+    seed_everything(cfg["seed"], workers=True, verbose=False)
+    source = build_source(cfg)
+    tokenizer = source.tokenizer()
+    data = build_data_module(cfg, tokenizer)
+    folder = open_run(cfg, data.describe())
+    if folder.result["status"] in ("finished", "skipped"):
+        say(f"this run has finished before\n{folder.path}")
+        return folder.result
+    with recording(folder, cfg) as record:
+        study(cfg, source, tokenizer, data, record)
+    say(str(folder.path))
+    return folder.result
+
+
+def job(cfg: Any) -> float:
+    """One job as Hydra starts it. Returns the validation loss, for sweepers that optimise."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from registries import UserError
+    from studies.launch import exit_with
+
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        return run(cfg)["metrics"].get("val/loss", float("inf"))
+    except Exception as error:
+        if not sweeping and isinstance(error, UserError):
+            exit_with(error)
+        if not sweeping or cfg.on_failure == "stop":
+            raise
+        print(f"this job failed, the sweep goes on: {type(error).__name__}: {error}")
+        traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
+    gc.collect()
+    return float("inf")
+
+
+if __name__ == "__main__":
+    from studies.launch import launch
+
+    launch(job, "config")

@@ -108,7 +108,7 @@ def restore(model: nn.Module, file: Path) -> None:
 
 
 def resolve_dtype(dtype: str, frozen: bool) -> torch.dtype:
-    """The dtype of the weights. `auto`: bf16 where the device computes it fast and the weights are frozen, else fp32."""
+    """The dtype of the weights. `auto`: bf16 if the device computes it fast and the weights are frozen, else fp32."""
     if dtype == "auto":
         return torch.bfloat16 if frozen and fast_bfloat16() else torch.float32
     return getattr(torch, dtype)

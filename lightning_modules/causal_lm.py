@@ -104,16 +104,7 @@ class CausalLMModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": factor}
 
     def on_train_start(self) -> None:
-        # Dropout acts in what trains and nowhere else.
-        self.model.eval()
-        for name in {name.rpartition(".")[0] for name in self.trained_parameters()}:
-            self.model.get_submodule(name).train()
-        if self.surgery is not None:
-            for attention in self._hosts():
-                attention.core.train(any(p.requires_grad for p in attention.parameters()))
-
-    def _hosts(self) -> list[nn.Module]:
-        return [module for module in self.model.modules() if hasattr(module, "core")]
+        _set_modes(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
@@ -175,6 +166,17 @@ class CausalLMModule(LightningModule):
                 f"{len(checkpoint['state_dict'])} trained tensors, but this run is in stage {self.stage_name!r} with "
                 f"{len(expected)}. Resume with the config of that run, or start anew with resume=never"
             )
+
+
+def _set_modes(module: nn.Module) -> None:
+    """Train mode for what trains as a whole, evaluation mode for the rest: no dropout in what is frozen."""
+    parameters = list(module.parameters())
+    if parameters and all(parameter.requires_grad for parameter in parameters):
+        module.train()
+        return
+    module.training = False
+    for child in module.children():
+        _set_modes(child)
 
 
 def _step_seed(seed: int, stage: str, step: int) -> int:

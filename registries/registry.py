@@ -118,12 +118,14 @@ class Registry:
         if name not in self:
             return [self._unknown(name)]
         component = self._component(name)
-        errors = signature_errors(component.target, arguments, f"{self.kind} {name!r}", given)
-        if not errors and component.check is not None:
+        wrong = _wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
+        errors = [message for messages in wrong.values() for message in messages]
+        if component.check is not None:
             wanted = inspect.signature(component.check).parameters
-            known = {**defaults(component.target), **arguments, **context}
+            right = {key: value for key, value in arguments.items() if key not in wrong}
+            known = {**defaults(component.target), **right, **context}
             if all(key in known or item.default is not item.empty for key, item in wanted.items()):
-                errors = component.check(**{key: known[key] for key in wanted if key in known})
+                errors += component.check(**{key: known[key] for key in wanted if key in known})
         return errors
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -169,44 +171,48 @@ def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: 
     """What is wrong with `arguments` as keyword arguments of `target`: unknown, missing, ill-typed, out of range.
 
     Types and ranges come from the annotations (`Literal`, `Annotated[int, Field(ge=1)]`, ...) and are checked by
-    pydantic, strictly: the text "3" is no integer.
+    pydantic, strictly: the text "3" is no integer. Parameters named in `given` are supplied by the caller later.
     """
+    return [message for messages in _wrong_arguments(target, arguments, label, given).values() for message in messages]
+
+
+def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str]) -> dict[str, list[str]]:
+    """Key -> what is wrong with it."""
     from pydantic import ConfigDict, ValidationError, create_model
 
     known = parameters(target)
-    if not any(item.kind is inspect.Parameter.VAR_KEYWORD for item in known.values()):
-        unknown = [key for key in arguments if key not in known]
-    else:
-        unknown = []
-    settable = [name for name in known if name not in given]
-    errors = [
-        f"{label} has no key {key!r}{nearest(key, settable)} Allowed: {', '.join(settable) or '(none)'}"
-        for key in unknown
-    ]
-    fields = {}
-    for name, item in known.items():
-        if name in given or item.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
-            continue
-        annotation = Any if item.annotation is inspect.Parameter.empty else item.annotation
-        fields[name] = (annotation, ... if item.default is inspect.Parameter.empty else item.default)
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in known.values())
+    named = {
+        name: item
+        for name, item in known.items()
+        if name not in given and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    }
+    wrong = {
+        key: [f"{label} has no key {key!r}{nearest(key, named)} Allowed: {', '.join(named) or '(none)'}"]
+        for key in arguments
+        if key not in known and not takes_any
+    }
+    fields = {
+        name: (
+            Any if item.annotation is item.empty else item.annotation,
+            ... if item.default is item.empty else item.default,
+        )
+        for name, item in named.items()
+    }
     model = create_model("Arguments", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
     try:
         model(**{key: value for key, value in arguments.items() if key in fields})
     except ValidationError as error:
-        errors += validation_messages(error, label)
-    return errors
-
-
-def validation_messages(error: Any, label: str) -> list[str]:
-    """pydantic's errors, one line each: the key, the value, and what is allowed."""
-    messages = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "missing":
-            messages.append(f"{label} needs a value for {key!r}")
-        else:
-            messages.append(f"{label}: {key}={item['input']!r} is not valid: {item['msg']}")
-    return list(dict.fromkeys(messages))
+        for item in error.errors():
+            key = str(item["loc"][0])
+            message = (
+                f"{label} needs a value for {key!r}"
+                if item["type"] == "missing"
+                else f"{label}: {key}={item['input']!r} is not valid: {item['msg']}"
+            )
+            if message not in wrong.setdefault(key, []):
+                wrong[key].append(message)
+    return wrong
 
 
 def _place(target: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback
 
 WARM_UP_BATCHES = 2
+_STATE = ("seconds", "batches", "tokens", "counted_seconds", "counted_tokens")
 
 
 class Throughput(Callback):
@@ -58,7 +59,7 @@ class Throughput(Callback):
             self.counted_seconds, self.counted_tokens = self.counted_seconds + spent, self.counted_tokens + tokens
 
     def state_dict(self) -> dict[str, float]:
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         vars(self).update(state)

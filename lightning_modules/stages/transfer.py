@@ -18,15 +18,20 @@ from lightning_modules.stages import STAGES
 from lightning_modules.surgery import attention_parameters
 from registries.architectures import architecture_of
 
+# SmolLM2, layer 0, depth 4, 400 steps, perplexity on 48 blocks over the original's: 1.0004 with 10, 1.0173 with 0,
+# where one block's loss is 0.36 nats too high.
+EARLY_WEIGHT = 10.0
+
 
 @STAGES.register("transfer")
 @dataclass
 class Transfer:
     """Trains the attention layers whose originals are given on the relative error of their output.
 
-    The loss of a token is |output - original output|^2 / |original output|^2. Relative to each token's own size, as
-    otherwise the few tokens with huge outputs are all that counts: perplexity 1.0135 against 1.0163 times the
-    original's after 400 steps (SmolLM2, layer 0, depth 4).
+    The loss of the token at position t is w_t |output - original output|^2 / |original output|^2 with
+    w_t = 1 + EARLY_WEIGHT / (1 + t). Relative to each token's own size, as otherwise the few tokens with huge outputs
+    are all that counts. Early positions weigh more: they see few others, and the first is the one that heads rest on
+    (the attention sink); where its output is wrong, the whole text breaks.
     """
 
     originals: Mapping[int, nn.Module]
@@ -44,7 +49,8 @@ class Transfer:
             attention = architecture_of(model.config.model_type).attention_layers(model)[layer]
             error = attention(*args, **kwargs)[0].float() - target.float()
             relative = error.square().sum(-1) / target.float().square().sum(-1).clamp_min(1e-12)
-            total = total + relative.sum() / len(self.originals)
+            positions = torch.arange(relative.shape[1], device=relative.device)
+            total = total + (relative * (1 + EARLY_WEIGHT / (1 + positions))).sum() / len(self.originals)
         return total, input_ids.numel()
 
     def _record(self, model: nn.Module, input_ids: Tensor) -> dict[int, tuple[tuple, dict[str, Any], Tensor]]:

@@ -21,7 +21,11 @@ Backend = Literal["auto", "reference", "sdpa", "flex"]
 # and key slice l (axis 2); -inf forbids. Hashable (a frozen dataclass), so that what was built once is found again.
 ScoreBias = Callable[[Tensor], Tensor]
 
-CHUNK = 64  # queries that are computed together; see benchmarks/attention_cost.py for what others cost
+# The fastest of several on a CPU with AVX-512, by benchmarks/attention_cost.py. More rows see more keys in vain (those
+# after them), fewer cost more calls. Kernels of slices narrower than 16 are slow (or missing, in flex): zero channels
+# added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
+CHUNK_ROWS = 384
+MIN_WIDTH = 16
 
 
 def attend(
@@ -58,7 +62,10 @@ def attend(
     if backend == "auto":
         backend = "flex" if query.is_cuda else "sdpa"
     run = {"reference": _reference, "sdpa": _chunked_sdpa, "flex": _flex}[backend]
-    return run(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout)
+    width = query.shape[-1]
+    if backend != "reference" and width < MIN_WIDTH:
+        query, key, value = (pad(tensor, (0, MIN_WIDTH - width)) for tensor in (query, key, value))
+    return run(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout)[..., :width]
 
 
 def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
@@ -72,10 +79,10 @@ def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_s
 
 
 def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
-    queries = query.shape[2] // depth
+    queries, chunk = query.shape[2] // depth, _chunk(depth)
     chunks = []
-    for start in range(0, queries, CHUNK):
-        stop = min(start + CHUNK, queries)
+    for start in range(0, queries, chunk):
+        stop = min(start + chunk, queries)
         if mask is None:
             end = query_start + stop - key_start  # no key lies after the chunk's last query
             added = _causal_bias(bias, stop - start, end, query.device, query.dtype)
@@ -119,11 +126,8 @@ def _flex(query, key, value, mask, bias, scaling, depth, query_start, key_start,
     blocks = create_block_mask(
         visible, None if mask is None else mask.shape[0], None, queries * depth, keys * depth, device=query.device
     )
-    width = query.shape[-1]
-    if width < 16:  # the kernel's smallest width
-        query, key, value = (pad(tensor, (0, 16 - width)) for tensor in (query, key, value))
     run = _compiled_flex_attention() if query.is_cuda else _flex_attention()
-    return run(query, key, value, score_mod=score, block_mask=blocks, scale=scaling)[..., :width]
+    return run(query, key, value, score_mod=score, block_mask=blocks, scale=scaling)
 
 
 def _flex_attention():
@@ -135,6 +139,11 @@ def _flex_attention():
 @lru_cache(maxsize=1)
 def _compiled_flex_attention():
     return torch.compile(_flex_attention(), dynamic=False)
+
+
+def _chunk(depth: int) -> int:
+    """Query positions that are computed together."""
+    return max(32, min(128, CHUNK_ROWS // depth))
 
 
 def _offsets(queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
@@ -155,7 +164,7 @@ def _spread_bias(bias: ScoreBias, offsets: Tensor) -> Tensor:
 
 
 def _causal_bias(bias: ScoreBias, queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Bias and causal mask of the last `queries` of `keys` positions, (queries * depth, keys * depth).
+    """Bias and causal mask, (queries * depth, keys * depth), of the last `queries` (one chunk or less) of `keys`.
 
     It depends on distances only, so that every chunk is the lower right corner of one table, a view of it.
     """
@@ -163,12 +172,13 @@ def _causal_bias(bias: ScoreBias, queries: int, keys: int, device: torch.device,
     return table[-queries * depth :, -keys * depth :]
 
 
-@lru_cache(maxsize=8)  # shared by all layers and steps; a table is at most CHUNK * depth times length * depth numbers
+@lru_cache(maxsize=8)  # shared by all layers and steps
 def _causal_table(bias: ScoreBias, keys: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, int]:
     with torch.no_grad():
-        offsets = _offsets(CHUNK, keys, keys - CHUNK, device)
+        depth = bias(torch.zeros(1, dtype=torch.long)).shape[-1]
+        rows = _chunk(depth)
+        offsets = _offsets(rows, keys, keys - rows, device)
         added = _spread_bias(bias, offsets)
-        depth = added.shape[0] // CHUNK
         return added.masked_fill(~_spread(offsets >= 0, depth), -torch.inf).to(dtype), depth
 
 

@@ -1,4 +1,4 @@
-"""Plain causal attention: with copied projections the model's own, with random ones the control of every replacement."""
+"""Plain causal attention: with copied projections the model's own, with random ones every replacement's control."""
 
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention

@@ -70,9 +70,9 @@ class ConvertedSmolLM2:
 def _complete(folder: Path) -> bool:
     """Whether the folder holds the weights that were written; a broken one is removed, to be made anew."""
     size = folder / "weights_size"
-    if size.is_file() and (folder / "model.safetensors").is_file():
-        if int(size.read_text()) == (folder / "model.safetensors").stat().st_size:
-            return True
+    weights = folder / "model.safetensors"
+    if size.is_file() and weights.is_file() and int(size.read_text()) == weights.stat().st_size:
+        return True
     if folder.exists():
         print(f"the converted weights in {folder} are damaged: they are converted anew")
         shutil.rmtree(folder)

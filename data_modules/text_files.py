@@ -35,7 +35,9 @@ def check_path(path: str | None) -> list[str]:
     return [f"dataset.path={path!r} does not exist (looked from {Path.cwd()}): give an existing file or folder"]
 
 
-def read_path(path: str, field: str = "text", rows_are_lines: bool = False) -> dict[str, list[Document]]:
+def read_path(
+    path: str, field: str = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
+) -> dict[str, list[Document]]:
     """The documents of a file or folder, by split.
 
     A folder with files named for train and for validation or test keeps these splits (the missing one is carved from
@@ -44,9 +46,10 @@ def read_path(path: str, field: str = "text", rows_are_lines: bool = False) -> d
     Args:
         field: the column that holds the text in .json, .jsonl and .parquet files.
         rows_are_lines: rows of such files are lines of WikiText articles rather than documents.
+        encoding: of plain text files.
 
     Raises:
-        UserError: nothing there to read, a file that is not UTF-8, no such column.
+        UserError: nothing there to read, a file in another encoding, no such column.
     """
     errors = check_path(path)
     if errors:
@@ -56,7 +59,7 @@ def read_path(path: str, field: str = "text", rows_are_lines: bool = False) -> d
     by_split = _named_splits(root, files)
 
     def read(some: list[Path]) -> list[Document]:
-        return [document for file in some for document in read_file(file, root, field, rows_are_lines)]
+        return [document for file in some for document in read_file(file, root, field, rows_are_lines, encoding)]
 
     if "train" not in by_split or len(by_split) < 2:
         return split_documents(read(files))
@@ -70,7 +73,9 @@ def read_path(path: str, field: str = "text", rows_are_lines: bool = False) -> d
     return splits
 
 
-def read_file(file: Path, root: Path, field: str = "text", rows_are_lines: bool = False) -> list[Document]:
+def read_file(
+    file: Path, root: Path, field: str = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
+) -> list[Document]:
     """The documents of one file, in order. Names start with the file's path below `root`."""
     label = file.relative_to(root).as_posix() if file != root else file.name
     if file.suffix.lower() in TABLE_FORMATS:
@@ -78,7 +83,7 @@ def read_file(file: Path, root: Path, field: str = "text", rows_are_lines: bool 
         if rows_are_lines:
             return list(wikitext_articles(rows, label))
         return [Document(f"{label}:{index}", row) for index, row in enumerate(rows) if row]
-    return cut_text(_read_text(file), label)
+    return cut_text(_read_text(file, encoding), label)
 
 
 def cut_text(text: str, label: str) -> list[Document]:
@@ -163,13 +168,13 @@ def _named_splits(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     return by_split
 
 
-def _read_text(file: Path) -> str:
+def _read_text(file: Path, encoding: str) -> str:
     try:
-        return file.read_bytes().decode("utf-8")  # read_text() would turn \r\n into \n
+        return file.read_bytes().decode(encoding)  # read_text() would turn \r\n into \n
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {error.start}. "
-            f"Convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 {file.name}"
+            f"{file} is not {encoding} text: byte 0x{error.object[error.start]:02x} at offset {error.start}. "
+            "Name its encoding, for example dataset=text dataset.encoding=cp1252"
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None

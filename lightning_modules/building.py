@@ -17,6 +17,7 @@ from registries.architectures import shape_of
 from registries.layers import resolve_layers
 from registries.plugins import import_plugins
 
+BFLOAT16_WIDTH = 512
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
 
 
@@ -28,7 +29,7 @@ def build_source(cfg: Mapping[str, Any]) -> Any:
 def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:
     """The model as it is, before any surgery."""
     torch.manual_seed(cfg["seed"])  # for a model with random weights
-    model = source.model(resolve_dtype(cfg["model"]["dtype"], cfg["model"]["freeze"]))
+    model = source.model(resolve_dtype(cfg["model"]["dtype"], cfg["model"]["freeze"], source.config()))
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary has {model.config.vocab_size}: "
@@ -107,10 +108,15 @@ def restore(model: nn.Module, file: Path) -> None:
         parameters[name].data = tensor.to(parameters[name].device)
 
 
-def resolve_dtype(dtype: str, frozen: bool) -> torch.dtype:
-    """The dtype of the weights. `auto`: bf16 if the device computes it fast and the weights are frozen, else fp32."""
+def resolve_dtype(dtype: str, frozen: bool, config: Mapping[str, Any] | None) -> torch.dtype:
+    """The dtype of the weights.
+
+    `auto` is fp32, but bf16 for frozen weights where the device computes it fast and the model is wide enough to gain
+    (config None, a model not here yet: it is).
+    """
     if dtype == "auto":
-        return torch.bfloat16 if frozen and fast_bfloat16() else torch.float32
+        wide = config is None or shape_of(config).hidden_size >= BFLOAT16_WIDTH
+        return torch.bfloat16 if frozen and wide and fast_bfloat16() else torch.float32
     return getattr(torch, dtype)
 
 

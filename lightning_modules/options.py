@@ -85,6 +85,23 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
     return errors + list(dict.fromkeys(message for messages in checks for message in messages))
 
 
+def check_block_size(cfg: Mapping[str, Any]) -> list[str]:
+    """Whether a model with learned positions has enough of them for the blocks of `cfg.dataset`."""
+    config, block_size = (
+        MODELS.build(cfg["model"]["name"], **source_arguments(cfg)).config(),
+        cfg["dataset"]["block_size"],
+    )
+    try:
+        shape = shape_of(config) if config is not None else None
+    except UserError:
+        return []  # told by check_replacement where it matters
+    if shape is None or shape.rotary_width or block_size <= shape.max_positions:
+        return []
+    return [
+        f"dataset.block_size={block_size} is longer than the {shape.max_positions} positions that this model learned"
+    ]
+
+
 def check_optimizer(cfg: Mapping[str, Any]) -> list[str]:
     """What is wrong with `cfg.optimizer`."""
     shared, arguments = split(cfg["optimizer"], optimizer_options)

@@ -63,7 +63,7 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         return folder
     folder = RunFolder.create(
         output_dir,
-        f"{cfg['model']['name']}-{cfg['replacement']['name']}",
+        f"{_model_label(cfg['model'])}-{cfg['replacement']['name']}",
         config=cfg,
         fingerprint=mark,
         dataset=dict(dataset),
@@ -72,6 +72,11 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
     )
     write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))
     return folder
+
+
+def _model_label(model: Mapping[str, Any]) -> str:
+    """The model's name, or that of the folder or hub repository that was given in its place."""
+    return Path(model.get("path") or model["name"]).name
 
 
 def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:

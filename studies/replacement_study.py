@@ -129,25 +129,23 @@ def _train(
     if name in done:
         for key, tensor in load_file(folder / "weights.safetensors").items():
             parameters[key].data.copy_(tensor)
-        return parameters
-    show_parameters(name, parameters)
-    start = _completed_steps(folder)
-    say(
-        f"{name}: {stage.steps} steps of {stage.blocks_per_step} x {data.settings.block_size} tokens"
-        + (f", from step {start} on" if start else "")
-    )
-    loader = data.fit_loader(stage.steps, start, stage.blocks_per_step, name)
-    clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers)
-    _save(parameters, folder / "weights.safetensors")
-    (folder / "last.ckpt").unlink(missing_ok=True)  # it would only fill the disk: the stage is done
-    done[name] = {
-        "steps": stage.steps,
-        "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
-        "seconds": clock.seconds,
-        "tokens_per_s": clock.tokens_per_s,
-    }
-    record.folder.write()
-    if name == "transfer":
+    else:
+        show_parameters(name, parameters)
+        start = _completed_steps(folder)
+        since = f", from step {start} on" if start else ""
+        say(f"{name}: {stage.steps} steps of {stage.blocks_per_step} x {data.settings.block_size} tokens{since}")
+        loader = data.fit_loader(stage.steps, start, stage.blocks_per_step, name)
+        clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers)
+        _save(parameters, folder / "weights.safetensors")
+        done[name] = {
+            "steps": stage.steps,
+            "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
+            "seconds": clock.seconds,
+            "tokens_per_s": clock.tokens_per_s,
+        }
+        record.folder.write()
+        (folder / "last.ckpt").unlink(missing_ok=True)  # it would only fill the disk: the stage is done
+    if name == "transfer" and "transfer/loss" not in record.metrics:
         say("scoring after the transfer")
         _record_scores(record, "transfer/", _score(cfg, module, data, "validation"))
     return parameters

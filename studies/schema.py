@@ -73,7 +73,9 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     errors += _trainer_errors(cfg["trainer"])
     model_errors = options.check_model(cfg)
     errors += model_errors + (options.check_replacement(cfg) if not model_errors else [])
-    return errors + options.check_optimizer(cfg) + data_modules.check(cfg["dataset"])
+    dataset_errors = data_modules.check(cfg["dataset"])
+    errors += options.check_optimizer(cfg) + dataset_errors
+    return errors + (options.check_block_size(cfg) if not model_errors + dataset_errors else [])
 
 
 def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
+
 from data_modules import DATASETS
 from data_modules.documents import Document
 from data_modules.text_files import check_path, read_path
 from registries.registry import UserError
 
 
-def _check(path: str | None) -> list[str]:
-    if path is None:
-        return ["dataset 'text' needs a local file or folder: set dataset.path"]
-    return check_path(path)
+def _check(path: str | None, encoding: str) -> list[str]:
+    errors = ["dataset 'text' needs a local file or folder: set dataset.path"] if path is None else check_path(path)
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        errors.append(f"dataset.encoding={encoding} is not known. Allowed: utf-8, cp1252, latin-1, utf-16, ...")
+    return errors
 
 
 @DATASETS.register("text", check=_check)
-def text(path: str | None = None, field: str = "text") -> dict[str, list[Document]]:
+def text(path: str | None = None, field: str = "text", encoding: str = "utf-8") -> dict[str, list[Document]]:
     """A local text file or folder; see `data_modules.text_files.read_path` for what is read and how it is split.
 
     Args:
         path: .txt, .md, .text, .json, .jsonl or .parquet, or a folder of these.
         field: the column that holds the text in .json, .jsonl and .parquet.
+        encoding: of plain text files.
     """
     if path is None:
-        raise UserError(_check(path))
-    return read_path(path, field)
+        raise UserError(_check(path, encoding))
+    return read_path(path, field, encoding=encoding)

@@ -63,6 +63,9 @@ class PretrainedModel:
         return self._load(AutoModelForCausalLM, "weights", dtype=dtype, use_safetensors=True)
 
     def _load(self, loader: Any, what: str, **options: Any) -> Any:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         try:
             return loader.from_pretrained(self.path, revision=self.revision or "main", **options)
         except (OSError, ValueError) as error:

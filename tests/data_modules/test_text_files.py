@@ -127,8 +127,9 @@ def test_tables(tmp_path, name):
 def test_errors_name_the_file(tmp_path):
     latin = tmp_path / "latin.txt"
     latin.write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.txt is not UTF-8 text: byte 0xef at offset 2"):
+    with pytest.raises(UserError, match="latin.txt is not utf-8 text: byte 0xef at offset 2"):
         read_path(str(latin))
+    assert read_path(str(latin), encoding="latin-1")["all"][0].text == "naïve"
     with pytest.raises(UserError, match="nowhere' does not exist"):
         read_path(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()

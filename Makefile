@@ -22,6 +22,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 ui: setup
+	@echo "the runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
 
 lint: setup

@@ -18,10 +18,10 @@ def score(cfg: Any) -> dict[str, Any]:
         `loss`, `ppl`, `bpb`, `accuracy` and the tokens they were measured on; or `text`, the continuation.
     """
     from data_modules import build_data_module
+    from data_modules.token_cache import tensors_sha256
     from lightning_modules.building import build_source, load_language_model, load_module, plain
     from lightning_modules.samples import continue_texts
     from lightning_modules.training import evaluate
-    from studies.scores import tokens_sha256
 
     cfg = plain(cfg)
     module = None
@@ -41,7 +41,7 @@ def score(cfg: Any) -> dict[str, Any]:
     module.measure(data.token_bytes, data.position_groups())
     scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
     scored = {"split": cfg["split"], "blocks": len(blocks), "tokens": blocks.shape[0] * (blocks.shape[1] - 1)}
-    return {**scores, "dataset": data.name, "sha256": tokens_sha256(blocks), **scored}
+    return {**scores, "dataset": data.name, "sha256": tensors_sha256({"blocks": blocks}), **scored}
 
 
 def job(cfg: Any) -> float:

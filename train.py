@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +22,13 @@ def run(cfg: Any) -> dict[str, Any]:
 
     from data_modules import build_data_module
     from lightning_modules.building import build_source, plain
+    from registries.plugins import import_plugins
     from studies.display import say
     from studies.recording import open_run, recording
     from studies.replacement_study import study
 
     cfg = plain(cfg)
+    import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
     seed_everything(cfg["seed"], workers=True, verbose=False)
     source = build_source(cfg)
     tokenizer = source.tokenizer()
@@ -54,9 +57,12 @@ def job(cfg: Any) -> float:
     except Exception as error:
         if not sweeping and isinstance(error, UserError):
             exit_with(error)
-        if not sweeping or cfg.on_failure == "stop":
+        if not sweeping:
             raise
-        print(f"this job failed, the sweep goes on: {type(error).__name__}: {error}")
+        stopping = cfg.on_failure == "stop"
+        print(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {type(error).__name__}: {error}")
+        if stopping:
+            sys.exit(1)  # an exception would end the sweep only after its last job
         traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
     gc.collect()
     return float("inf")

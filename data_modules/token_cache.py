@@ -43,11 +43,12 @@ def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
 
 
 def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of names, lengths and contents."""
+    """Hash of names, dtypes, shapes and contents."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().numpy())
+        # As bytes, since numpy knows no bf16.
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

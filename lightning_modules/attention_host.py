@@ -96,7 +96,9 @@ def _boolean(mask: Tensor | None, keys: int) -> Tensor | None:
     if mask.dim() != 4:
         raise ValueError(f"an attention mask must be (batch, 1, queries, keys) here, not {tuple(mask.shape)}")
     if mask.dtype != torch.bool:
-        mask = mask > torch.finfo(mask.dtype).min / 2  # an additive mask: 0 or a huge negative number
+        if not mask.is_floating_point():
+            raise ValueError(f"an attention mask must be boolean, or additive and floating, not {mask.dtype}")
+        mask = mask > -1000  # an additive mask: 0, or a number so low (-1e4, -inf) that nothing is left of the weight
     return mask[..., :keys]
 
 

@@ -69,7 +69,7 @@ def replace_attention(
         if init == "random":
             _redraw_projections(model, layer)
         core = ATTENTION.build(name, shape=shape.attention(layer), **options)
-        host(attention, core.to(device=reference.device, dtype=reference.dtype))
+        host(attention, core.to(device=reference.device, dtype=reference.dtype).train(attention.training))
         attention.requires_grad_(False)
         keeps_function = keeps_function and core.keeps_function
     if options.get("position") == "toroidal" and shape.rotary_width == 0:

@@ -78,6 +78,7 @@ def fit(
         )
         resume = checkpoint.path if checkpoint.path.is_file() else None
         trainer.fit(module, loader, val_loader, ckpt_path=resume, weights_only=True)
+        checkpoint.stop_if_requested(trainer)  # during the last step, or the validation after it
     return clock
 
 

@@ -16,6 +16,7 @@ class CurveFile(Logger):
     def __init__(self, folder: Path):
         super().__init__()
         self.file = folder / "curves.jsonl"
+        self.first_step = 0  # of the stage that is running: steps are counted through all stages
 
     @property
     def name(self) -> str:
@@ -30,7 +31,7 @@ class CurveFile(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self.file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+            stream.write(json.dumps({"step": self.first_step + (step or 0), **metrics}) + "\n")
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

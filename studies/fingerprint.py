@@ -28,12 +28,17 @@ _IRRELEVANT_IN = {
 }
 
 
+def relevant(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides what is computed."""
+    kept = {key: value for key, value in cfg.items() if key not in _IRRELEVANT}
+    for group, keys in _IRRELEVANT_IN.items():
+        kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
+    return kept
+
+
 def fingerprint(cfg: Mapping[str, Any], data_sha256: str) -> str:
     """Sixteen hexadecimal digits that two runs share if they compute the same."""
-    relevant = {key: value for key, value in cfg.items() if key not in _IRRELEVANT}
-    for group, keys in _IRRELEVANT_IN.items():
-        relevant[group] = {key: value for key, value in relevant[group].items() if key not in keys}
-    text = json.dumps([relevant, data_sha256, code_version()], sort_keys=True)
+    text = json.dumps([relevant(cfg), data_sha256, code_version()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -20,19 +20,20 @@ def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str]
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = get_args_parser().parse_args(arguments)
     only_shows = options.help or options.hydra_help or options.cfg or options.info
-    added: list[str] = []
     try:
         if only_shows:
             from studies.compose import load_plugins
 
-            load_plugins(options.overrides)
+            overrides = [*options.overrides, *load_plugins(options.overrides)]
         else:
             from studies.compose import check_command_line
 
-            added = check_command_line(options.overrides, options.multirun, config_name)
+            overrides = check_command_line(options.overrides, options.multirun, config_name)
     except UserError as error:
         exit_with(error)
-    sys.argv = [sys.argv[0], *arguments, *added]
+    for line in options.overrides:
+        arguments.remove(line)
+    sys.argv = [sys.argv[0], *overrides, *arguments]
     conf = str(Path(__file__).resolve().parent.parent / "conf")
 
     @hydra.main(config_path=conf, config_name=config_name, version_base="1.3")

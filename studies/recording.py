@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ import yaml
 
 from registries.registry import UserError
 from studies.curves import CurveFile
-from studies.fingerprint import fingerprint, versions
-from studies.run_folder import UNFINISHED, Heartbeat, RunFolder, disk_error, find_run, write_text
+from studies.fingerprint import fingerprint, relevant, versions
+from studies.run_folder import UNFINISHED, Heartbeat, RunFolder, at_work, disk_error, find_run, write_text
 from studies.tracking import flatten, open_tracking
 
 
@@ -54,7 +53,10 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         path = find_run(output_dir, mark, UNFINISHED)
     elif cfg["resume"] != "never":
         path = Path(cfg["resume"])
-        _require_same(RunFolder.open(path).result, cfg, mark)
+        result = RunFolder.open(path).result
+        _require_same(result, cfg, mark)
+        if at_work(result):
+            raise UserError(f"resume={path} is still at work, in process {result['pid']}")
     if path is not None:
         folder = RunFolder.open(path)
         if folder.result["status"] != "finished":
@@ -82,12 +84,11 @@ def _model_label(model: Mapping[str, Any]) -> str:
 def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:
     if result["fingerprint"] == mark:
         return
-    old, new = flatten(result["config"]), flatten(cfg)
-    ignored = ("tracking.", "resume", "output_dir", "cache_dir")
+    old, new = flatten(relevant(result["config"])), flatten(relevant(cfg))
     changed = [
         f"{key}={old.get(key)} there, {new.get(key)} here"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not key.startswith(ignored)
+        if old.get(key) != new.get(key)
     ]
     why = "; ".join(changed) or "its data or the code have changed since"
     raise UserError(f"resume={cfg['resume']} is a run of another config: {why}. Use its config, or resume=never")
@@ -96,31 +97,33 @@ def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) 
 @contextmanager
 def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
     """Run a study's body; its end, good or bad, is written to the folder and to the tracking store."""
-    tracker = open_tracking(cfg["tracking"], Path(cfg["output_dir"]), folder.path.name, folder.result["mlflow_run_id"])
-    record = Record(folder, [CurveFile(folder.path)])
-    if tracker is not None:
-        folder.result["mlflow_run_id"] = tracker.run_id
-        tracker.log_hyperparams(cfg)
-        record.loggers.append(tracker)
-    folder.write()
+    record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
+    output_dir, result = Path(cfg["output_dir"]), folder.result
     previous = signal.signal(signal.SIGTERM, _terminate)
-    status = "failed"
     try:
+        tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
+        if tracker is not None:
+            result["mlflow_run_id"] = tracker.run_id
+            tracker.log_hyperparams(cfg)
+            record.loggers.append(tracker)
+        folder.write()
         with Heartbeat(folder) as record.heartbeat:
             yield record
         status = "finished"
-        folder.result.pop("error", None)
+        result.pop("error", None)
     except BaseException as error:
         status = status_of(error)
-        folder.result["error"] = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise disk_error(error, folder.path / "checkpoints") from error
+        told = disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
+        result["error"] = f"{type(told).__name__}: {told}"
+        if told is not error:
+            raise told from error
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-        folder.result["status"] = status
+        result["status"] = status
         folder.write()
         if tracker is not None:
+            tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
             tracker.log_metrics(record.metrics)
             tracker.close(status, folder.path)
 
@@ -129,10 +132,9 @@ def status_of(error: BaseException) -> str:
     """`oom`, `nan`, `killed` or `failed`."""
     import torch
 
-    from lightning_modules.callbacks.checkpoint import Interrupted
     from lightning_modules.causal_lm import NonFiniteLoss
 
-    if isinstance(error, (KeyboardInterrupt, Interrupted, SystemExit)):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return "killed"
     if isinstance(error, NonFiniteLoss):
         return "nan"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_modules.block_data_module import BlockDataModule
+from data_modules.token_cache import tensors_sha256
 from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.preflight import logits, preflight, probe, require
@@ -24,7 +27,7 @@ from studies.display import say, show_parameters, show_scores
 from studies.figures import plot_losses
 from studies.recording import Record
 from studies.run_folder import write_text
-from studies.scores import cached, tokens_sha256, weights_sha256
+from studies.scores import cached
 
 SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 
@@ -44,15 +47,15 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
 
 def _baseline(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
     """The untouched model: scores on validation and test, and samples; from the cache where they are known."""
-    weights, samples = weights_sha256(module.model), cfg["samples"]
+    weights, samples = tensors_sha256(dict(module.model.named_parameters())), cfg["samples"]
     precision = cfg["trainer"]["precision"]
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
-        key = ["score", weights, tokens_sha256(data.blocks(split)), precision, data.settings.batch_size]
+        key = ["score", weights, tensors_sha256({"blocks": data.blocks(split)}), precision, data.settings.batch_size]
         scores, _ = cached(cfg["cache_dir"], key, lambda split=split: _score(cfg, module, data, split))
         record.folder.result["baseline"] |= {f"{prefix}{name}": value for name, value in scores.items()}
         record.folder.record(**{f"baseline/{prefix}{name}": value for name, value in _comparable(scores).items()})
-    if samples["max_new_tokens"]:
+    if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
         texts, _ = cached(cfg["cache_dir"], ["samples", weights, samples], lambda: {"texts": _samples(cfg, module)})
         _write_samples(cfg, record, "before", texts["texts"])
@@ -126,6 +129,7 @@ def _train(
     parameters = module.trained_parameters()
     folder = record.folder.path / "checkpoints" / name
     done = record.folder.result.setdefault("stages", {})
+    first_step = sum(earlier["steps"] for key, earlier in done.items() if key != name)
     if name in done:
         for key, tensor in load_file(folder / "weights.safetensors").items():
             parameters[key].data.copy_(tensor)
@@ -134,6 +138,8 @@ def _train(
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
         say(f"{name}: {stage.steps} steps of {stage.blocks_per_step} x {data.settings.block_size} tokens{since}")
+        for logger in record.loggers:
+            logger.first_step = first_step
         loader = data.fit_loader(stage.steps, start, stage.blocks_per_step, name)
         clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers)
         _save(parameters, folder / "weights.safetensors")
@@ -162,7 +168,7 @@ def _completed_steps(folder: Path) -> int:
         return 0
     try:
         return torch.load(file, weights_only=True, mmap=True)["global_step"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start its stage anew") from error
 
 
@@ -177,13 +183,13 @@ def _final(
             say(f"final score on {split}")
             scores = _score(cfg, module, data, split)
             if split == "validation":
-                speed = {"time/eval_s": scores["seconds"], "throughput/eval_tokens_per_s": scores["tokens_per_s"]}
-                record.metrics.update(speed)
+                speed = scores
             _record_scores(record, prefix, scores)
-        if cfg["samples"]["max_new_tokens"]:
+        if (record.folder.path / "samples.json").is_file():
             say("continuing the prompts with the trained model")
             _write_samples(cfg, record, "after", _samples(cfg, module))
     else:
+        speed = result["baseline"]
         for prefix, place in (("val/", ""), ("test/", "test/")):
             scores = {
                 name: value for name, value in result["baseline"].items() if name.startswith("test/") == bool(place)
@@ -193,6 +199,8 @@ def _final(
     costs = {
         "params/trainable": sum(parameter.numel() for parameter in trained.values()),
         "params/total": sum(parameter.numel() for parameter in module.model.parameters()),
+        "time/eval_s": speed["seconds"],
+        "throughput/eval_tokens_per_s": speed["tokens_per_s"],
         "time/train_s": sum(stage["seconds"] for stage in stages.values()),
         "memory/peak_mb": max(record.heartbeat.peak_mb(), record.metrics.get("memory/peak_mb", 0.0)),
     }
@@ -244,5 +252,12 @@ def _save(parameters: Mapping[str, Any], file: Path) -> None:
     """Write weights as safetensors, aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, partial)
-    partial.replace(file)
+    try:
+        save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, partial)
+        partial.replace(file)
+    except SafetensorError as error:
+        if "os error 28" in str(error):  # a full disk is told in words only
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)

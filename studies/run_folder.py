@@ -72,10 +72,16 @@ class Heartbeat:
 
     def __init__(self, folder: RunFolder):
         self.folder, self.peak_bytes = folder, 0
+        self._process = psutil.Process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        import torch
+
+        self._sample()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # it was the peak of the jobs before it in a sweep
         self._thread.start()
         return self
 
@@ -87,16 +93,20 @@ class Heartbeat:
         """Peak memory in megabytes: allocated on the GPU where there is one, else resident."""
         import torch
 
+        self._sample()
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self.peak_bytes
         return peak / 2**20
 
     def _beat(self) -> None:
-        process, beats = psutil.Process(), 0
+        beats = 0
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+            self._sample()
             beats += 1
             if beats % round(HEARTBEAT_SECONDS / SAMPLE_SECONDS) == 0:
                 os.utime(self.folder.path / "result.json")
+
+    def _sample(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -115,9 +125,15 @@ def read_result(path: Path) -> dict[str, Any]:
 def _alive(result: dict[str, Any]) -> bool:
     """Whether the process that wrote a result still runs (another process may have got its number since)."""
     try:
-        return psutil.Process(result["pid"]).create_time() <= result["heartbeat"]
+        process = psutil.Process(result["pid"])
+        return process.create_time() <= result["heartbeat"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def at_work(result: dict[str, Any]) -> bool:
+    """Whether another process is at work on the run that `read_result` gave."""
+    return result["status"] == "running" and result["pid"] != os.getpid()
 
 
 def runs(output_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -130,8 +146,7 @@ def runs(output_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def find_run(output_dir: Path, fingerprint: str, statuses: tuple[str, ...]) -> Path | None:
     """The newest run with this fingerprint and one of these statuses, if no process is at work on it."""
     for path, result in runs(output_dir):
-        busy = result["status"] == "running" and result["pid"] != os.getpid()
-        if result.get("fingerprint") == fingerprint and result["status"] in statuses and not busy:
+        if result.get("fingerprint") == fingerprint and result["status"] in statuses and not at_work(result):
             return path
     return None
 

@@ -39,7 +39,7 @@ def trainer_options(
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     max_steps: Annotated[int, Ge(-1)] = 20,
     max_epochs: Annotated[int, Ge(1)] | None = None,
-    val_check_interval: Annotated[int, Ge(1)] | None = 100,
+    val_check_interval: Annotated[int, Ge(1)] | None = 250,
     accumulate_grad_batches: Annotated[int, Ge(1)] = 1,
     gradient_clip_val: Annotated[float, Gt(0)] | None = 1.0,
     log_every_n_steps: Annotated[int, Ge(1)] = 10,
@@ -81,7 +81,10 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
 def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:
     keys = {key: value for key, value in trainer.items() if key != "name"}
     errors = signature_errors(trainer_options, keys, "trainer")
-    errors += signature_errors(early_stopping_options, dict(keys.get("early_stopping") or {}), "trainer.early_stopping")
+    stopping = dict(keys.get("early_stopping") or {})
+    errors += signature_errors(early_stopping_options, stopping, "trainer.early_stopping")
+    if stopping.get("patience") and keys.get("val_check_interval") is None:
+        errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
     if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
         errors.append(
             "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"

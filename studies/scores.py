@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn, uint8
-
 from studies.fingerprint import code_version
 from studies.run_folder import write_text
 
@@ -27,21 +25,3 @@ def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(value))
     return value, True
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Hash of all weights with their names, shapes and dtypes."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(_bytes(parameter.detach()))
-    return digest.hexdigest()
-
-
-def tokens_sha256(blocks: Tensor) -> str:
-    """Hash of blocks of tokens."""
-    return hashlib.sha256(str(tuple(blocks.shape)).encode() + _bytes(blocks)).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.cpu().contiguous().view(-1).view(uint8).numpy().tobytes()

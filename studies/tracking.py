@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from registries.registry import UserError
 
 FLUSH_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 STATUSES = {"finished": "FINISHED", "killed": "KILLED"}  # everything else: FAILED
 
 
@@ -41,9 +44,11 @@ class MLflowRun(Logger):
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        self.first_step = 0  # of the stage that is running: steps are counted through all stages
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         output_dir.mkdir(parents=True, exist_ok=True)
+        _require_answer(uri)
         try:
             with FileLock(output_dir / "mlflow.lock"):
                 self.client = MlflowClient(uri)
@@ -80,11 +85,16 @@ class MLflowRun(Logger):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._buffer += [Metric(key, float(value), now, step or 0) for key, value in metrics.items() if key != "epoch"]
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.save()
+        at = self.first_step + (step or 0)
+        self._buffer += [Metric(key, float(value), now, at) for key, value in metrics.items() if key != "epoch"]
+        self.save()
 
     def save(self) -> None:
+        """Write what was kept if the last time was ten seconds ago; Lightning calls this with every logged step."""
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
         """Write what was kept."""
         for start in range(0, len(self._buffer), 1000):  # MLflow's limit for one batch
             self.client.log_batch(self.run_id, metrics=self._buffer[start : start + 1000])
@@ -92,7 +102,7 @@ class MLflowRun(Logger):
 
     def close(self, status: str, folder: Path) -> None:
         """End the run: its last metrics, its files as artifacts, its status."""
-        self.save()
+        self.flush()
         for name in ("config.yaml", "result.json", "samples.json"):
             if (folder / name).is_file():
                 self.client.log_artifact(self.run_id, str(folder / name))
@@ -100,6 +110,20 @@ class MLflowRun(Logger):
             self.client.log_artifact(self.run_id, str(figure), "figures")
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, STATUSES.get(status, "FAILED"))
+
+
+def _require_answer(uri: str) -> None:
+    """Raise UserError if nothing answers at the address of a server; MLflow itself would try for four minutes."""
+    if not uri.startswith("http"):
+        return
+    try:
+        urllib.request.urlopen(uri, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:  # an answer
+        pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"tracking.uri={uri}: no answer ({error}); start the server, set tracking.uri, or tracking=none for none"
+        ) from error
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 
-class Interrupted(BaseException):
+class Interrupted(SystemExit):
     """The run was asked to stop (SIGTERM or Ctrl-C) and has written its checkpoint.
 
-    Not an Exception, so that nothing on the way takes it for a failure of its own.
+    Not an Exception, so that nothing on the way takes it for a failure of its own; and without a traceback.
     """
 
 
@@ -34,11 +34,19 @@ class StepCheckpoint(Callback):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._resumed_at: int | None = None
+        # Before Lightning sets its own handler, which would outlive the training if it were what is put back.
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._request)
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Not earlier: Lightning's own handler of SIGTERM, which ends training amid a validation, is set before this.
+        for number in self._handlers:
+            signal.signal(number, self._request)
+        loop = trainer.fit_loop.epoch_loop
+        if loop.restarting:
+            # Lightning expects checkpoints from within a batch and counts the batch that was about to begin as seen:
+            # validations (and so early stopping) and the steps in the log would come one off.
+            loop.batch_progress.total.ready = loop.batch_progress.total.started
+            loop._batches_that_stepped -= 1
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -49,8 +57,13 @@ class StepCheckpoint(Callback):
         due = trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0
         if due or self.requested is not None:
             self._save(trainer)
+        self.stop_if_requested(trainer)
+
+    def stop_if_requested(self, trainer: Trainer) -> None:
+        """Raise Interrupted if the process was asked to stop."""
         if self.requested is not None:
-            raise Interrupted(f"stopped by {signal.Signals(self.requested).name} at step {trainer.global_step}")
+            name = signal.Signals(self.requested).name
+            raise Interrupted(f"stopped by {name} at step {trainer.global_step}: continue with resume=auto")
 
     def _request(self, number: int, frame: Any) -> None:
         if self.requested is not None:
@@ -60,5 +73,8 @@ class StepCheckpoint(Callback):
     def _save(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.path)
+        try:
+            trainer.save_checkpoint(partial)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -157,33 +157,32 @@ def slice_order(shape: AttentionShape, depth: int) -> Tensor:
 class ToroidalPositions(nn.Module):
     """Rotary codes of a torus: pair m of slice k at position i is turned by 2 pi (n_m i / P + p_m k / D).
 
-    The harmonics n_m are integers (the ones nearest to the model's own frequencies), so that position i + P has the
-    code of position i. The last pair of a slice turns with the depth alone (p = 1, n = 0) and the others with the
-    position alone, so that the two bases are orthogonal: <n, p> = 0.
+    The harmonics n_m are integers (near the model's own frequencies), so that position i + P has the code of position
+    i. They are the same in every slice, so that the score of any two slices depends on the offset of their positions
+    alone, and padding cannot shift it. The last pair of a slice turns with the depth alone (p = 1, n = 0) and the
+    others with the position alone, so that the two bases are orthogonal: <n, p> = 0.
     """
 
     def __init__(self, shape: AttentionShape, depth: int, period: int):
         super().__init__()
-        self.period = period
-        pairs = shape.rotary_width // 2
-        frequencies = shape.rotary_base ** (-torch.arange(pairs, dtype=torch.float64) * 2 / shape.rotary_width)
+        self.depth, self.period = depth, period
+        pairs = torch.arange(0, shape.rotary_width // 2, depth, dtype=torch.float64)  # as many as a slice has
+        frequencies = shape.rotary_base ** (-pairs * 2 / shape.rotary_width)
         harmonics = (frequencies * period / (2 * math.pi)).round().clamp(1, period // 2).long()
-        harmonics = harmonics.unflatten(0, (depth, -1))  # (depth, pairs of a slice), as in slice_order
         depth_harmonics = torch.zeros_like(harmonics)
         if depth > 1:
-            harmonics[:, -1], depth_harmonics[:, -1] = 0, 1
+            harmonics[-1], depth_harmonics[-1] = 0, 1
         # Integers, so that a change of the module's dtype cannot round them.
         self.register_buffer("harmonics", harmonics, persistent=False)
         self.register_buffer("depth_harmonics", depth_harmonics, persistent=False)
 
     def forward(self, states: Tensor, start: int) -> Tensor:
         """Turn (batch, heads, length, depth, slice width) of the positions from `start` on."""
-        depth = self.harmonics.shape[0]
         positions = torch.arange(start, start + states.shape[2], device=states.device)
-        slices = torch.arange(depth, device=states.device)[:, None]
+        slices = torch.arange(self.depth, device=states.device)[:, None]
         turns = (positions[:, None, None] * self.harmonics % self.period) / self.period
-        angles = 2 * math.pi * (turns + self.depth_harmonics * slices / depth)
+        angles = 2 * math.pi * (turns + self.depth_harmonics * slices / self.depth)
         cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
-        half = self.harmonics.shape[1]
+        half = len(self.harmonics)
         first, second, unrotated = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, unrotated], dim=-1)

@@ -11,6 +11,14 @@ from registries.registry import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 
+# Registered name -> the hub model that it names. A copy of its config is known without a download.
+HUB_IDS = {
+    "phi2": "microsoft/phi-2",
+    "dialogpt_medium": "microsoft/DialoGPT-medium",
+    "llama31_8b": "meta-llama/Llama-3.1-8B",
+    "mistral_7b": "mistralai/Mistral-7B-v0.3",
+}
+
 
 def check(path: str | None, revision: str | None = None) -> list[str]:
     """What is wrong with a local folder: not a model folder, or no weights in it."""
@@ -21,6 +29,8 @@ def check(path: str | None, revision: str | None = None) -> list[str]:
         return [f"model.path={path}: there is no such folder"]
     if not (folder / "config.json").is_file():
         return [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model folder"]
+    if not _is_json_object(folder / "config.json"):
+        return [f"model.path={path}: the folder's config.json is damaged; save the model there anew"]
     if not any(folder.glob("*.safetensors")):
         return [
             f"model.path={path}: the folder holds no weights (*.safetensors). Save the model there with "
@@ -35,12 +45,11 @@ class PretrainedModel:
     Args:
         path: hub id or local folder.
         revision: branch, tag or commit of the hub repository.
-        name: the registered name, under which a copy of the config may be known without a download.
     """
 
-    def __init__(self, path: str, revision: str | None = None, name: str | None = None):
+    def __init__(self, path: str, revision: str | None = None):
         self.path = str(Path(path).expanduser()) if _is_local(path) else path
-        self.revision, self.name = revision, name
+        self.revision = revision
 
     def config(self) -> dict[str, Any] | None:
         file = Path(self.path) / "config.json"
@@ -48,8 +57,8 @@ class PretrainedModel:
             from huggingface_hub import try_to_load_from_cache
 
             cached = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
-            known = CONFIGS / f"{self.name}.json"
-            file = Path(cached) if isinstance(cached, str) else known
+            names = {hub_id: name for name, hub_id in HUB_IDS.items()}
+            file = Path(cached) if isinstance(cached, str) else CONFIGS / f"{names.get(self.path)}.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
     def tokenizer(self) -> Any:
@@ -63,12 +72,13 @@ class PretrainedModel:
         return self._load(AutoModelForCausalLM, "weights", dtype=dtype, use_safetensors=True)
 
     def _load(self, loader: Any, what: str, **options: Any) -> Any:
+        from safetensors import SafetensorError
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
             return loader.from_pretrained(self.path, revision=self.revision or "main", **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0]
             hint = (
                 ""
@@ -80,6 +90,13 @@ class PretrainedModel:
             raise UserError(f"cannot load the {what} of {self.path!r}: {reason}{hint}") from error
 
 
+def _is_json_object(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text()), dict)
+    except ValueError:
+        return False
+
+
 def _is_local(path: str) -> bool:
     """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
     return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
@@ -89,8 +106,8 @@ def _register(name: str) -> None:
     @MODELS.register(name, check=check)
     def build(path: str, revision: str | None = None) -> PretrainedModel:
         """A model of the hub, or a local folder given as path."""
-        return PretrainedModel(path, revision, name)
+        return PretrainedModel(path, revision)
 
 
-for _name in ("phi2", "dialogpt_medium", "llama31_8b", "mistral_7b"):
+for _name in HUB_IDS:
     _register(_name)

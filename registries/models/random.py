@@ -8,13 +8,21 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from registries import MODELS
+from registries.registry import UserError
 
 Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
 
 NUM_BYTES = 256
 
 
-def check(hidden_size: int, num_heads: int, num_kv_heads: int | None, vocab_size: int, tokenizer: str | None):
+def check(
+    family: Family,
+    hidden_size: int,
+    num_heads: int,
+    num_kv_heads: int | None,
+    vocab_size: int,
+    tokenizer: str | None,
+) -> list[str]:
     """What is wrong with these dimensions."""
     errors = []
     if hidden_size % num_heads:
@@ -24,7 +32,9 @@ def check(hidden_size: int, num_heads: int, num_kv_heads: int | None, vocab_size
         )
     elif (hidden_size // num_heads) % 4:
         errors.append(f"model.hidden_size / num_heads = {hidden_size // num_heads} must be a multiple of 4")
-    if num_kv_heads is not None and num_heads % num_kv_heads:
+    if family in ("gpt2", "gpt_neox") and num_kv_heads not in (None, num_heads):
+        errors.append(f"model.num_kv_heads={num_kv_heads}: {family} cannot group heads. Allowed: null, {num_heads}")
+    elif num_kv_heads is not None and num_heads % num_kv_heads:
         errors.append(f"model.num_kv_heads={num_kv_heads} does not divide model.num_heads={num_heads}")
     if tokenizer is None and vocab_size < NUM_BYTES + 1:
         errors.append(f"model.vocab_size={vocab_size} is too small for the byte tokenizer. Allowed: 257 or more")
@@ -81,6 +91,12 @@ class RandomModel:
         if family in ("phi", "gpt_neox"):
             rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
             self.dimensions["rope_parameters"] = rope
+        if family == "gemma3":  # every sixth layer sees all, by slower codes; the others a window
+            kinds = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
+            self.dimensions["layer_types"] = [list(kinds)[(layer + 1) % 6 == 0] for layer in range(num_layers)]
+            self.dimensions["rope_parameters"] = {
+                kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()
+            }
         self.dimensions["vocab_size"] = vocab_size
 
     def config(self) -> dict[str, Any]:
@@ -97,6 +113,11 @@ class RandomModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = self.tokenizer()
+        if len(tokenizer) > self.dimensions["vocab_size"]:
+            raise UserError(
+                f"model.vocab_size={self.dimensions['vocab_size']} is too small for the {len(tokenizer)} tokens of "
+                f"model.tokenizer={self.tokenizer_path}"
+            )
         special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
         config = AutoConfig.for_model(self._model_type, **self.dimensions, **special)
         return AutoModelForCausalLM.from_config(config).to(dtype).eval()

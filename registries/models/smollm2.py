@@ -71,7 +71,7 @@ def _complete(folder: Path) -> bool:
     """Whether the folder holds the weights that were written; a broken one is removed, to be made anew."""
     size = folder / "weights_size"
     weights = folder / "model.safetensors"
-    if size.is_file() and weights.is_file() and int(size.read_text()) == weights.stat().st_size:
+    if size.is_file() and weights.is_file() and size.read_text() == str(weights.stat().st_size):
         return True
     if folder.exists():
         print(f"the converted weights in {folder} are damaged: they are converted anew")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.surgery import replace_attention
+from registries.models.random import byte_tokenizer
+from tests.rules import language_model
+
+LENGTH, VOCABULARY = 16, 512
+
+
+@pytest.fixture
+def trainer_options():
+    """The keys of the config group `trainer`."""
+    return {
+        "accelerator": "cpu",
+        "devices": 1,
+        "enable_progress_bar": False,
+        "max_steps": 3,
+        "val_check_interval": None,
+        "checkpoint_every_n_steps": 1000,
+        "early_stopping": {"patience": None, "min_delta": 0.0},
+    }
+
+
+@pytest.fixture
+def blocks():
+    """(12, 16) random tokens."""
+    return torch.randint(VOCABULARY, (12, LENGTH), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def loader():
+    """A loader of batches of some blocks, in order, which starts again when it is at the end."""
+
+    def make(blocks, batch_size=2, batches=None):
+        rows = blocks
+        if batches is not None:
+            rows = blocks.repeat(-(-batches * batch_size // len(blocks)), 1)[: batches * batch_size]
+        return DataLoader([{"input_ids": row} for row in rows], batch_size=batch_size)
+
+    return make
+
+
+@pytest.fixture
+def make_module():
+    """A module of a random model, after surgery where a replacement is named; the same for the same arguments."""
+
+    def make(replacement=None, family="llama", layers=(0, 1), init="copy", dtype=torch.float32, options=None, **others):
+        model = language_model(family).to(dtype)
+        torch.manual_seed(0)
+        surgery = replace_attention(model, replacement, list(layers), init, options) if replacement else None
+        return CausalLMModule(model, byte_tokenizer(), surgery, **others)
+
+    return make

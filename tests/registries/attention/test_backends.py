@@ -1,0 +1,193 @@
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from registries.attention.backends import attend
+from registries.attention.toroidal import ToroidalDistance
+from registries.attention.window import CircularWindow
+
+HEADS, KV_HEADS, PERIOD = 4, 2, 16
+
+BIASES = {
+    "depth 1": (1, ToroidalDistance(2.0, PERIOD, 1)),
+    "depth 2": (2, ToroidalDistance(2.0, PERIOD, 2)),
+    "depth 4": (4, ToroidalDistance(2.0, PERIOD, 4)),
+    "window": (1, CircularWindow(3, PERIOD)),
+}
+
+# queries, keys, position of the first query, position of the first key
+PLACES = {
+    "one": (1, 1, 0, 0),
+    "odd": (33, 33, 0, 0),
+    "several chunks": (271, 271, 0, 0),
+    "cached": (7, 40, 33, 0),
+    "cached, old keys dropped": (5, 20, 50, 35),
+    "one query": (1, 40, 39, 0),
+}
+
+
+def inputs(depth, queries, keys, width=16, batch=2):
+    torch.manual_seed(0)
+    query = torch.randn(batch, HEADS, queries * depth, width // depth, requires_grad=True)
+    key, value = (torch.randn(batch, KV_HEADS, keys * depth, width // depth, requires_grad=True) for _ in range(2))
+    return query, key, value
+
+
+def masks(queries, keys, start):
+    """No mask, left padding in one of two rows, the same mask for all rows, and a mask without any order."""
+    causal = torch.ones(queries, keys, dtype=torch.bool).tril(start)
+    padded = causal.expand(2, 1, -1, -1).clone()
+    padded[1, :, :, : min(2, start)] = False
+    generator = torch.Generator().manual_seed(1)
+    anything = torch.rand(2, 1, queries, keys, generator=generator) < 0.5
+    anything |= torch.eye(queries, keys, dtype=torch.bool).roll(start, dims=1)
+    return {"none": None, "padded": padded, "shared": causal[None, None], "any order": anything}
+
+
+@pytest.mark.parametrize("mask", ["none", "padded", "shared", "any order"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("bias", BIASES)
+def test_sdpa_agrees_with_the_reference(bias, place, mask):
+    (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
+    tensors = inputs(depth, queries, keys)
+    results = {}
+    for backend in ("reference", "sdpa", "auto"):
+        output = attend(
+            *tensors,
+            mask=masks(queries, keys, query_start - key_start)[mask],
+            bias=bias,
+            scaling=0.4,
+            depth=depth,
+            query_start=query_start,
+            key_start=key_start,
+            backend=backend,
+        )
+        torch.manual_seed(2)
+        results[backend] = output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), tensors)
+    for backend in ("sdpa", "auto"):
+        torch.testing.assert_close(results[backend], results["reference"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("mask", ["none", "padded", "any order"])
+@pytest.mark.parametrize("place", ["odd", "cached", "cached, old keys dropped", "one query"])
+@pytest.mark.parametrize("bias", BIASES)
+def test_flex_agrees_with_the_reference_going_forward(bias, place, mask):
+    """Uncompiled: flex attention trains on CUDA alone."""
+    (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
+    tensors = [tensor.detach() for tensor in inputs(depth, queries, keys)]
+    options = {
+        "mask": masks(queries, keys, query_start - key_start)[mask],
+        "bias": bias,
+        "scaling": 0.4,
+        "depth": depth,
+        "query_start": query_start,
+        "key_start": key_start,
+    }
+    torch.testing.assert_close(
+        attend(*tensors, **options, backend="flex"),
+        attend(*tensors, **options, backend="reference"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("key_start", [0, 3])
+def test_the_reference_is_the_definition(key_start):
+    """Against loops over every pair of slices, in Python's own arithmetic."""
+    depth, positions, weight, scaling = 2, 5, 1.5, 0.3
+    query, key, value = (tensor.detach() for tensor in inputs(depth, positions, positions + 2, width=8, batch=1))
+    query_start = key_start + 2
+    output = attend(
+        query, key, value, mask=None, bias=ToroidalDistance(weight, 4, depth), scaling=scaling, depth=depth,
+        query_start=query_start, key_start=key_start, backend="reference",
+    )  # fmt: skip
+    for head in range(HEADS):
+        keys, values = key[0, head // 2].tolist(), value[0, head // 2].tolist()  # two heads share one
+        for entry, channels in enumerate(query[0, head].tolist()):
+            i, k = query_start + entry // depth, entry % depth
+            exponentials = []
+            for other, other_channels in enumerate(keys):
+                j, l = key_start + other // depth, other % depth  # noqa: E741
+                around = (i - j) % 4
+                distance = min(around, 4 - around) / 4 + abs(k - l) / depth
+                score = scaling * sum(a * b for a, b in zip(channels, other_channels, strict=True)) - weight * distance
+                exponentials.append(math.exp(score) if j <= i else 0.0)
+            expected = [
+                sum(e * row[channel] for e, row in zip(exponentials, values, strict=True)) / sum(exponentials)
+                for channel in range(4)
+            ]
+            assert output[0, head, entry].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_a_query_that_may_see_nothing_gets_numbers(backend):
+    tensors = inputs(2, 6, 6)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    mask[1, :, :3] = False
+    output = attend(
+        *tensors,
+        mask=mask,
+        bias=BIASES["depth 2"][1],
+        scaling=1.0,
+        depth=2,
+        query_start=0,
+        key_start=0,
+        backend=backend,
+    )
+    gradients = torch.autograd.grad(output.sum(), tensors)
+    assert all(tensor.isfinite().all() for tensor in (output, *gradients))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_dropout_drops_weights_and_keeps_their_mean(backend):
+    """With values 1, an output is the sum of the weights: 1 without dropout, 1 on average with it."""
+    query, key, value = (tensor.detach() for tensor in inputs(1, 200, 200, batch=4))
+    output = attend(
+        query, key, torch.ones_like(value), mask=None, bias=BIASES["depth 1"][1], scaling=0.1, depth=1, query_start=0,
+        key_start=0, dropout=0.3, backend=backend,
+    )  # fmt: skip
+    assert output[..., 0].std() > 0.05
+    assert output.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_flex_refuses_dropout():
+    with pytest.raises(ValueError, match="use backend='sdpa' or dropout=0"):
+        attend(
+            *inputs(1, 4, 4), mask=None, bias=BIASES["depth 1"][1], scaling=1.0, depth=1, query_start=0, key_start=0,
+            dropout=0.1, backend="flex",
+        )  # fmt: skip
+
+
+class LargestTensor(TorchDispatchMode):
+    """The size of the largest tensor that is made within."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for item in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(item, torch.Tensor):
+                self.size = max(self.size, item.numel())
+        return result
+
+
+def largest_tensor(positions, masked, backend="sdpa"):
+    depth = 4
+    mask = torch.ones(1, 1, positions, positions, dtype=torch.bool).tril() if masked else None
+    with LargestTensor() as largest:
+        output = attend(
+            *inputs(depth, positions, positions, batch=1), mask=mask, bias=ToroidalDistance(0.1, 4096, depth),
+            scaling=0.25, depth=depth, query_start=0, key_start=0, backend=backend,
+        )  # fmt: skip
+        output.sum().backward()
+    return largest.size
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_memory_of_sdpa_grows_with_the_length_only(masked):
+    assert largest_tensor(2048, masked) <= 2.1 * largest_tensor(1024, masked)
+    assert largest_tensor(512, masked) < (512 * 4) ** 2 / 2
+    assert largest_tensor(512, masked, backend="reference") >= (512 * 4) ** 2

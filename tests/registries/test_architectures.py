@@ -1,0 +1,137 @@
+import json
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from registries import MODELS
+from registries.architectures import ARCHITECTURES, architecture_of, shape_of
+from registries.models.pretrained import CONFIGS
+from registries.models.random import Family
+from registries.registry import UserError
+
+FAMILIES = get_args(Family)
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def source(family, **dimensions):
+    return MODELS.build("random", family=family, num_layers=2, **dimensions)
+
+
+@each_family
+def test_every_role_is_played_by_a_linear_layer(family):
+    model = source(family).model(torch.float32)
+    architecture = architecture_of(model.config.model_type)
+    blocks = model.get_submodule(architecture.blocks)
+    assert len(blocks) == 2
+    for block in blocks:
+        modules = [block.get_submodule(path) for path in architecture.roles.values()]
+        assert all(isinstance(module, (nn.Linear, Conv1D)) for module in modules)
+        linears = {module for module in block.modules() if isinstance(module, (nn.Linear, Conv1D))}
+        assert set(modules) == linears  # none without a role
+        attention = set(block.get_submodule(architecture.attention).modules())
+        for role, path in architecture.roles.items():
+            assert (block.get_submodule(path) in attention) == role.startswith("attention.")
+
+
+@each_family
+def test_attention_layers_are_found_by_number_and_by_path(family):
+    model = source(family).model(torch.float32)
+    architecture = architecture_of(model.config.model_type)
+    for index, layer in enumerate(architecture.attention_layers(model)):
+        assert layer.layer_idx == index
+        assert model.get_submodule(architecture.attention_path(index)) is layer
+
+
+@each_family
+def test_roles_have_the_names_of_the_project(family):
+    model_type = source(family).config()["model_type"]
+    known = {f"attention.{part}" for part in ("query", "key", "value", "qkv", "output")}
+    known |= {f"mlp.{part}" for part in ("gate", "up", "down")}
+    assert set(architecture_of(model_type).roles) <= known
+
+
+@each_family
+@pytest.mark.parametrize("num_layers", [2, 7])
+def test_the_shape_is_the_same_from_every_form_of_the_config(family, num_layers, tmp_path):
+    random = MODELS.build("random", family=family, num_layers=num_layers, hidden_size=48, num_heads=4, vocab_size=300)
+    config = random.model(torch.float32).config
+    config.save_pretrained(tmp_path)
+    shape = shape_of(config)
+    assert shape_of(json.loads((tmp_path / "config.json").read_text())) == shape
+    assert shape_of(random.config()) == shape
+    assert (shape.num_layers, shape.hidden_size, shape.num_heads, shape.head_width) == (num_layers, 48, 4, 12)
+    assert (shape.vocab_size, shape.max_positions, len(shape.rotary_bases)) == (300, 2048, num_layers)
+
+
+@each_family
+def test_the_rotary_width_is_the_models(family):
+    """Channels that the rotary code leaves alone are the same at two positions."""
+    model = source(family).model(torch.float32)
+    attention = shape_of(model.config).attention(0)
+    rotary = [module for name, module in model.named_modules() if name.endswith("rotary_emb")]
+    assert bool(rotary) == bool(attention.rotary_width)
+    if rotary:
+        layer_type = {"layer_type": "sliding_attention"} if family == "gemma3" else {}
+        cos, _ = rotary[0](torch.zeros(1, 2, 64), torch.tensor([[0, 1]]), **layer_type)
+        assert cos.shape[-1] == attention.rotary_width
+        frequencies = [attention.rotary_base ** (-2 * m / attention.rotary_width) for m in range(cos.shape[-1] // 2)]
+        torch.testing.assert_close(cos[0, 1], torch.tensor([*frequencies, *frequencies]).cos())
+
+
+def test_grouped_heads():
+    shape = shape_of(source("llama", num_kv_heads=2).config())
+    assert (shape.num_kv_heads, shape.attention(1).num_kv_heads) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("phi2", ("phi", 32, 2560, 32, 32, 80, 32, 2048)),
+        ("dialogpt_medium", ("gpt2", 24, 1024, 16, 16, 64, 0, 1024)),
+        ("llama31_8b", ("llama", 32, 4096, 32, 8, 128, 128, 131_072)),
+        ("mistral_7b", ("mistral", 32, 4096, 32, 8, 128, 128, 32_768)),
+        ("smollm2_135m", ("llama", 30, 576, 9, 3, 64, 64, 8192)),
+    ],
+)
+def test_packaged_configs(name, expected):
+    shape = shape_of(json.loads((CONFIGS / f"{name}.json").read_text()))
+    assert (
+        shape.family, shape.num_layers, shape.hidden_size, shape.num_heads, shape.num_kv_heads, shape.head_width,
+        shape.rotary_width, shape.max_positions,
+    ) == expected  # fmt: skip
+
+
+def test_every_packaged_config_belongs_to_a_model():
+    assert {file.stem for file in CONFIGS.glob("*.json")} <= set(MODELS.names())
+
+
+def test_older_spellings_of_rotary_keys():
+    llama = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 300,
+        "max_position_embeddings": 128, "rope_theta": 500_000.0,
+    }  # fmt: skip
+    assert shape_of(llama).rotary_bases == (500_000.0, 500_000.0)
+    del llama["rope_theta"]
+    neox = {**llama, "model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 20_000}
+    assert (shape_of(neox).rotary_width, shape_of(neox).rotary_bases[0]) == (8, 20_000.0)
+    assert shape_of({**llama, "model_type": "phi", "partial_rotary_factor": 0.25}).rotary_width == 4
+    assert shape_of({**llama, "model_type": "phi"}).rotary_width == 8
+    assert shape_of({"text_config": llama, "model_type": "other"}) == shape_of(llama)
+
+
+def test_a_lacking_key_is_named():
+    with pytest.raises(UserError, match="'gpt2' model has no key 'n_head'"):
+        shape_of({"model_type": "gpt2", "n_layer": 2})
+
+
+@pytest.mark.parametrize("config", [{"model_type": "mamba"}, {}])
+def test_an_unknown_family_says_how_to_add_it(config):
+    with pytest.raises(UserError, match=r"is not known. Known: .*gpt_neox.*ARCHITECTURES.register\(.*plugins=\["):
+        shape_of(config)
+
+
+def test_every_family_of_the_random_model_is_known():
+    assert {source(family).config()["model_type"] for family in FAMILIES} <= set(ARCHITECTURES.names())

@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registries.layers import resolve_layers
+from registries.registry import UserError
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ([0, 16], [0, 16]),
+        ([16, 0], [0, 16]),
+        ([-1], [29]),
+        ([-30, 29], [0, 29]),
+        (3, [3]),
+        ("3", [3]),
+        ("-1", [29]),
+        ("all", list(range(30))),
+        (" all ", list(range(30))),
+        ("first:4", [0, 1, 2, 3]),
+        ("last:4", [26, 27, 28, 29]),
+        ("ends:2", [0, 1, 28, 29]),
+        ("ends:20", list(range(30))),
+        ("every:4", [0, 4, 8, 12, 16, 20, 24, 28]),
+        ("every:30", [0]),
+        ("8-15", [8, 9, 10, 11, 12, 13, 14, 15]),
+        ("7-7", [7]),
+    ],
+)
+def test_forms(spec, layers):
+    assert resolve_layers(spec, 30) == layers
+
+
+@pytest.mark.parametrize(
+    "spec", ["first:0", "first:-1", "middle:2", "15-8", "", "none", "first", [], [1.0], ["1"], [True]]
+)
+def test_what_is_no_layer_spec(spec):
+    with pytest.raises(UserError, match=r"is not a layer spec. Allowed: \[0,16\], \[-1\], all, first:4"):
+        resolve_layers(spec, 30)
+
+
+@pytest.mark.parametrize(("spec", "layer"), [([30], 30), ([0, -31], -31), ("25-40", 30), ("99", 99), (-31, -31)])
+def test_layers_that_the_model_does_not_have(spec, layer):
+    with pytest.raises(UserError, match=rf"names layer {layer}, but this model's layers are 0 to 29 \(or -30 to -1\)"):
+        resolve_layers(spec, 30)
+
+
+@pytest.mark.parametrize("spec", ["first:31", "last:31", "ends:31", "every:31"])
+def test_more_layers_than_there_are(spec):
+    with pytest.raises(UserError, match="asks for 31 layers, but this model has 30"):
+        resolve_layers(spec, 30)
+
+
+@pytest.mark.parametrize(("spec", "layer"), [([0, 0], 0), ([29, -1], 29)])
+def test_a_layer_named_twice(spec, layer):
+    with pytest.raises(UserError, match=f"names layer {layer} twice"):
+        resolve_layers(spec, 30)
+
+
+@given(st.integers(1, 50).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(-n, n - 1), min_size=1))))
+def test_indices_from_either_end(model):
+    num_layers, indices = model
+    unique = {index % num_layers for index in indices}
+    if len(unique) < len(indices):
+        with pytest.raises(UserError, match="twice"):
+            resolve_layers(list(indices), num_layers)
+    else:
+        assert resolve_layers(list(indices), num_layers) == sorted(unique)
+
+
+@given(st.integers(1, 50).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_counted_forms(model):
+    num_layers, count = model
+    every = range(num_layers)
+    assert resolve_layers(f"first:{count}", num_layers) == [layer for layer in every if layer < count]
+    assert resolve_layers(f"last:{count}", num_layers) == [layer for layer in every if layer >= num_layers - count]
+    assert resolve_layers(f"ends:{count}", num_layers) == [
+        layer for layer in every if layer < count or layer >= num_layers - count
+    ]
+    assert resolve_layers(f"every:{count}", num_layers) == [layer for layer in every if layer % count == 0]
+
+
+@given(st.text(max_size=12) | st.from_regex(r"-?\d{1,3}(-\d{1,3})?", fullmatch=True), st.integers(1, 40))
+def test_any_text_gives_layers_or_an_error_for_the_user(spec, num_layers):
+    try:
+        layers = resolve_layers(spec, num_layers)
+    except UserError:
+        return
+    assert layers == sorted(set(layers))
+    assert 0 <= layers[0] <= layers[-1] < num_layers

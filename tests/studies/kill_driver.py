@@ -1,0 +1,89 @@
+"""Run studies one after the other, each in a fork of this process that ends itself at a given moment.
+
+python kill_driver.py scenarios.json, where the file holds [{"overrides": [...], "kill": "..."}, ...]; prints the exit
+codes as a JSON list. The libraries are imported once; nothing runs before a fork.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+import studies.replacement_study as replacement_study
+import train
+from lightning_modules.callbacks import checkpoint
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.stages.next_token import NextToken
+from lightning_modules.stages.transfer import Transfer
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(owner, name, count, condition=lambda *arguments: True):
+    """Die before the call number `count` (from 0) of `owner.name` for which the condition holds."""
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*arguments, **options):
+        if condition(*arguments):
+            calls.append(name)
+            if len(calls) > count:
+                die()
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def in_stage(name):
+    return lambda module, *arguments: module.stage_name == name and module.trainer.state.fn == "fit"
+
+
+KILLS = {
+    "never": lambda: None,
+    "transfer, at its fourth step": lambda: at_call(Transfer, "loss", 3),
+    "transfer, in its validation": lambda: at_call(CausalLMModule, "validation_step", 1, in_stage("transfer")),
+    "transfer, before its checkpoint is renamed": lambda: at_call(checkpoint.os, "replace", 1, is_checkpoint),
+    "after the transfer, before its weights are saved": lambda: at_call(replacement_study, "_save", 0),
+    "after the transfer, before its score": lambda: at_call(replacement_study, "_record_scores", 0, is_transfer),
+    "before the first step of training": lambda: at_call(NextToken, "loss", 0),
+    "training, between accumulated batches": lambda: at_call(NextToken, "loss", 7),
+    "training, in its second validation": lambda: at_call(CausalLMModule, "validation_step", 5, in_stage("next_token")),
+    "training, before an optimizer step": lambda: at_call(torch.optim.AdamW, "step", 3),
+    "before the final score": lambda: at_call(replacement_study, "_record_scores", 0, is_final),
+}
+
+
+def is_checkpoint(source, target):
+    return str(target).endswith("last.ckpt")
+
+
+def is_transfer(record, prefix, scores):
+    return prefix == "transfer/"
+
+
+def is_final(record, prefix, scores):
+    return prefix == "val/"
+
+
+def in_fork(overrides, kill):
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(2, 1)
+            KILLS[kill]()
+            train.run(train.compose(overrides))
+            os._exit(0)
+        finally:  # of whatever went wrong
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with open(sys.argv[1]) as file:
+        scenarios = json.load(file)
+    print(json.dumps([in_fork(scenario["overrides"], scenario["kill"]) for scenario in scenarios]))

@@ -1,0 +1,112 @@
+"""Status and sameness of runs."""
+
+import json
+import os
+
+import pytest
+import torch
+
+import train
+from lightning_modules.building import plain
+from lightning_modules.causal_lm import CausalLMModule, NonFiniteLoss
+from registries.registry import UserError
+from studies.fingerprint import fingerprint
+from studies.recording import open_run, status_of
+from studies.run_folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NonFiniteLoss("nan"), "nan"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "oom"),
+        (KeyboardInterrupt(), "killed"),
+        (SystemExit(143), "killed"),
+        (UserError("wrong"), "failed"),
+        (RuntimeError("something else"), "failed"),
+    ],
+)
+def test_status_of(error, status):
+    assert status_of(error) == status
+
+
+def test_running_out_of_memory_is_recorded(run, monkeypatch, tmp_path):
+    def exhausted(*arguments):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(CausalLMModule, "training_step", exhausted)
+    with pytest.raises(RuntimeError):
+        run("replacement=toroidal")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert RunFolder.open(folder).result["status"] == "oom"
+
+
+@pytest.fixture
+def mark(small):
+    def mark(*overrides, data="sha"):
+        return fingerprint(plain(train.compose(small("replacement=toroidal", *overrides))), data)
+
+    return mark
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output_dir=elsewhere",
+        "cache_dir=elsewhere",
+        "tracking=mlflow",
+        "resume=auto",
+        "skip_finished=true",
+        "on_failure=stop",
+        "trainer.accelerator=auto",
+        "trainer.devices=2",
+        "trainer.enable_progress_bar=true",
+        "trainer.checkpoint_every_n_steps=7",
+        "dataset.num_workers=2",
+    ],
+)
+def test_the_fingerprint_is_the_same_wherever_and_however_it_runs(mark, override):
+    assert mark(override) == mark()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "trainer.max_steps=5",
+        "trainer.precision=bf16-mixed",
+        "replacement.depth=4",
+        "optimizer.lr=0.1",
+        "dataset.block_size=16",
+        "model.num_layers=3",
+    ],
+)
+def test_the_fingerprint_tells_what_is_computed_apart(mark, override):
+    assert mark(override) != mark()
+
+
+def test_the_fingerprint_tells_data_apart(mark):
+    assert mark(data="other") != mark()
+
+
+def test_a_copy_of_the_data_elsewhere_is_the_same_run(run, small, text_path, tmp_path):
+    folder = run()
+    copy = tmp_path / text_path.name
+    copy.write_text(text_path.read_text())
+    result = train.run(train.compose(small(f"dataset.path={copy}", "skip_finished=true")))
+    assert result["status"] == "skipped"
+    assert result == {**RunFolder.open(folder).result, "status": "skipped"}
+
+
+def test_a_run_that_is_at_work_is_not_resumed(small, tmp_path):
+    cfg = plain(train.compose(small()))
+    folder = open_run(cfg, {"sha256": "sha"})
+    file = folder.path / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pid": os.getppid()}))
+    cfg["resume"] = str(folder.path)
+    with pytest.raises(UserError, match="is still at work"):
+        open_run(cfg, {"sha256": "sha"})
+    cfg["resume"] = "auto"
+    assert open_run(cfg, {"sha256": "sha"}).path != folder.path

@@ -1,0 +1,325 @@
+"""A run that was killed and resumed is the run that was not."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
+from lightning_modules.causal_lm import CausalLMModule
+from registries.registry import UserError
+from studies.curves import read_curves
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STUDY = (
+    "replacement=toroidal",
+    "replacement.layers=all",
+    "replacement.dropout=0.2",
+    "replacement.transfer_steps=6",
+    "trainer.max_steps=8",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.val_check_interval=2",
+    "trainer.checkpoint_every_n_steps=2",
+)
+# One block is soon learnt by heart: training stops before its last step, with the weights of an earlier one.
+STOPPING = ("model.freeze=false", "dataset.train_size=1", "optimizer.lr=0.02", "trainer.early_stopping.patience=1")
+PATIENT = ("trainer.early_stopping.patience=100",)
+KILLS = (
+    (
+        "transfer, at its fourth step",
+        "after the transfer, before its score",
+        "training, between accumulated batches",
+    ),
+    (
+        "transfer, in its validation",
+        "training, in its second validation",
+        "before the final score",
+    ),
+    (
+        "transfer, before its checkpoint is renamed",
+        "after the transfer, before its weights are saved",
+        "training, before an optimizer step",
+        "before the first step of training",
+    ),
+)
+CASES = [(own, kills) for own in (PATIENT, STOPPING) for kills in KILLS]
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def trained(folder):
+    return load_file(folder / "checkpoints" / "trained.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def killed(small_in, cache_dir, tmp_path_factory):
+    """Output folders by study and kills (none: uninterrupted), and the exit codes of their processes."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("killed")
+    scenarios, places = [], {}
+    for own in (PATIENT, STOPPING):
+        for kills in ((), *KILLS):
+            places[own, kills] = folder / str(len(places))
+            overrides = small_in(places[own, kills], *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
+            scenarios += [{"overrides": overrides, "kill": kill} for kill in (*kills, "never")]
+    (folder / "scenarios.json").write_text(json.dumps(scenarios))
+    driver = [sys.executable, str(Path(__file__).parent / "kill_driver.py"), str(folder / "scenarios.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=240)
+    codes = json.loads(done.stdout)
+    return places, {(own, kills): [codes.pop(0) for _ in (*kills, "never")] for own, kills in places}, done.stderr
+
+
+@pytest.mark.parametrize(("own", "kills"), CASES)
+def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kills):
+    places, codes, output = killed
+    assert codes[own, kills] == [-signal.SIGKILL] * len(kills) + [0], output
+    (folder,) = (places[own, kills] / "runs").iterdir()
+    (straight,) = (places[own, ()] / "runs").iterdir()
+    assert same(trained(folder), trained(straight))
+    mine, theirs = result_of(folder), result_of(straight)
+    assert mine["status"] == theirs["status"] == "finished"
+    scores = [name for name in theirs["metrics"] if name.startswith(("val/", "test/", "swap/", "transfer/"))]
+    assert {name: mine["metrics"][name] for name in scores} == {name: theirs["metrics"][name] for name in scores}
+    assert read_curves(folder) == read_curves(straight)
+
+
+def test_the_stopped_run_stopped_early(killed):
+    places, _, _ = killed
+    (folder,) = (places[STOPPING, ()] / "runs").iterdir()
+    assert 4 < len(read_curves(folder)["train/loss"]) < 8
+    (folder,) = (places[PATIENT, ()] / "runs").iterdir()
+    assert len(read_curves(folder)["train/loss"]) == 8
+
+
+# SIGTERM and Ctrl-C
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Send this process signals before a call of a method for which a condition holds; once."""
+
+    def interrupt(numbers, owner, name, condition):
+        original = getattr(owner, name)
+
+        def wrapped(self, *arguments):
+            if condition(self):
+                monkeypatch.setattr(owner, name, original)
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    return interrupt
+
+
+def at_step(stage, step):
+    return lambda module: module.stage_name == stage and module.global_step == step and module.trainer.state.fn == "fit"
+
+
+@pytest.fixture
+def only_run(tmp_path):
+    def only_run():
+        (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+        return folder
+
+    return only_run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("method", "stage", "step"),
+    [
+        ("training_step", "transfer", 3),
+        ("training_step", "next_token", 5),
+        ("validation_step", "next_token", 4),
+        ("training_step", "next_token", 7),  # the last step: no other begins
+        ("validation_step", "next_token", 8),
+    ],
+)
+def test_a_signal_leaves_a_resumable_run(run, only_run, interrupt, number, method, stage, step):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    interrupt([number], CausalLMModule, method, at_step(stage, step))
+    with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
+        run(*STUDY)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    folder = only_run()
+    assert result_of(folder)["status"] == "killed"
+    checkpoint = torch.load(folder / "checkpoints" / stage / "last.ckpt", weights_only=True)
+    assert step - 2 <= checkpoint["global_step"] <= step + 1
+    assert run(*STUDY, "resume=auto") == folder
+    assert "error" not in result_of(folder)
+    assert same(trained(folder), trained(run(*STUDY)))
+
+
+def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        interrupt([number], CausalLMModule, "validation_step", lambda module: module.stage_name == "next_token")
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(*STUDY, "trainer.val_check_interval=null", "resume=auto")
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+        assert result_of(only_run())["status"] == "killed"
+
+
+def test_asked_twice_it_stops_at_once(run, only_run, interrupt):
+    interrupt([signal.SIGINT, signal.SIGINT], CausalLMModule, "training_step", at_step("next_token", 2))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(*STUDY, "trainer.checkpoint_every_n_steps=100")
+    assert not list(only_run().rglob("last.ckpt"))
+    assert result_of(only_run())["status"] == "killed"
+
+
+# What cannot be resumed
+
+
+def stop(run, interrupt, *overrides, stage="next_token", step=5):
+    interrupt([signal.SIGTERM], CausalLMModule, "training_step", at_step(stage, step))
+    with pytest.raises(Interrupted):
+        run(*STUDY, *overrides)
+
+
+def test_a_folder_of_another_config_is_refused(run, only_run, interrupt):
+    stop(run, interrupt)
+    with pytest.raises(UserError) as caught:
+        run(*STUDY, f"resume={only_run()}", "seed=3", "replacement.depth=4", "trainer.enable_progress_bar=true")
+    message = str(caught.value)
+    assert "replacement.depth=2 there, 4 here" in message
+    assert "seed=0 there, 3 here" in message
+    assert "enable_progress_bar" not in message  # it may differ
+    assert "resume=never" in message
+    assert result_of(only_run())["status"] == "killed"
+
+
+def test_a_folder_of_this_config_is_resumed(run, only_run, interrupt):
+    stop(run, interrupt)
+    folder = only_run()
+    assert run(*STUDY, f"resume={folder}", "trainer.checkpoint_every_n_steps=3") == folder
+    assert result_of(folder)["status"] == "finished"
+
+
+def test_auto_starts_anew_where_nothing_is_unfinished(run, interrupt, only_run):
+    stop(run, interrupt)
+    other = run(*STUDY, "resume=auto", "seed=1")
+    assert other != min(other.parent.iterdir(), key=lambda folder: folder.name)
+    assert run(*STUDY, "resume=auto", "seed=1") != other
+
+
+def test_a_folder_that_is_no_run(run, tmp_path):
+    with pytest.raises(UserError, match="is not a run's folder"):
+        run(f"resume={tmp_path}")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another file"])
+def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
+    stop(run, interrupt)
+    file = only_run() / "checkpoints" / "next_token" / "last.ckpt"
+    content = file.read_bytes()
+    if damage == "another file":
+        torch.save({"something": 1}, file)
+    else:
+        file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"x" * 999}[damage])
+    with pytest.raises(UserError, match="last.ckpt.* is damaged.*remove it"):
+        run(*STUDY, "resume=auto")
+    assert result_of(only_run())["status"] == "failed"
+    file.unlink()
+    assert run(*STUDY, "resume=auto") == only_run()
+    assert result_of(only_run())["status"] == "finished"
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "weights"])
+def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
+    import errno
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if where == "checkpoint":
+        from lightning import Trainer
+
+        save, owner, name = Trainer.save_checkpoint, Trainer, "save_checkpoint"
+
+        def broken(self, path, *arguments, **options):
+            if self.global_step < 4:
+                return save(self, path, *arguments, **options)
+            path.write_bytes(b"half")
+            raise full
+    else:
+        import safetensors.torch as owner
+        from safetensors import SafetensorError
+
+        name = "save_file"
+
+        def broken(tensors, path, *arguments, **options):
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("studies.replacement_study.save_file", broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        with pytest.raises(UserError, match="the disk of .* is full: free some space, then continue with resume=auto"):
+            run(*STUDY, "replacement.transfer_steps=0")
+    folder = only_run()
+    assert result_of(folder)["status"] == "failed"
+    assert "is full" in result_of(folder)["error"]
+    assert [file for file in folder.rglob("*") if "partial" in file.name] == []
+    checkpoint = torch.load(folder / "checkpoints" / "next_token" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == (2 if where == "checkpoint" else 6)
+    monkeypatch.undo()
+    assert run(*STUDY, "replacement.transfer_steps=0", "resume=auto") == folder
+    assert same(trained(folder), trained(run(*STUDY, "replacement.transfer_steps=0")))
+
+
+def test_checkpoints_are_small_and_plain(run, monkeypatch):
+    """What trains, not the model; loadable without executing anything."""
+    files = []
+    save = StepCheckpoint._save
+
+    def spy(self, trainer):
+        save(self, trainer)
+        files.append(torch.load(self.path, weights_only=True))
+
+    monkeypatch.setattr(StepCheckpoint, "_save", spy)
+    folder = run(*STUDY, "replacement.transfer_steps=0")
+    names = {name.removeprefix("model.") for name in files[-1]["state_dict"]}
+    assert names == trained(folder).keys()
+    assert not (folder / "checkpoints" / "next_token" / "last.ckpt").exists()
+
+
+# Runs that need not be repeated
+
+
+def test_skip_finished(run, capsys):
+    folder = run()
+    before = (folder / "result.json").read_text()
+    result = train.run(train.compose(result_overrides(folder, "skip_finished=true")))
+    assert result["status"] == "skipped"
+    assert result["metrics"] == json.loads(before)["metrics"]
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    assert (folder / "result.json").read_text() == before
+    assert run("skip_finished=true", "seed=1") != folder
+
+
+def result_overrides(folder, *more):
+    """Overrides that give a run's config again."""
+    config = result_of(folder)["config"]
+    paths = [f"output_dir={config['output_dir']}", f"dataset.path={config['dataset']['path']}"]
+    sizes = [f"dataset.{key}={config['dataset'][key]}" for key in ("block_size", "val_size", "test_size")]
+    trainer = [f"trainer.{key}={config['trainer'][key]}" for key in ("max_steps", "val_check_interval")]
+    groups = ["model=random", "dataset=text", "trainer=cpu", "tracking=none", "samples.max_new_tokens=0"]
+    return [*groups, *paths, *sizes, *trainer, *more]

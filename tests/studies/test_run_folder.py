@@ -1,0 +1,132 @@
+"""The folder of a run, as others find it."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from registries.registry import UserError
+from studies import run_folder
+from studies.curves import CurveFile, read_curves
+from studies.run_folder import Heartbeat, RunFolder, find_run, read_result, write_text
+
+
+@pytest.fixture
+def ended_process():
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def create(output_dir, **result):
+    return RunFolder.create(output_dir, "name", fingerprint="f", **result)
+
+
+def change(folder, **values):
+    file = folder.path / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_a_new_folder_says_that_it_runs(tmp_path):
+    folder = create(tmp_path)
+    result = read_result(folder.path)
+    assert result["status"] == "running"
+    assert result["pid"] == os.getpid()
+    assert time.time() - result["heartbeat"] < 10
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
+    assert len({create(tmp_path).path for _ in range(4)}) == 4
+
+
+def test_a_run_whose_process_is_gone_is_shown_as_killed(tmp_path, ended_process):
+    folder = create(tmp_path)
+    change(folder, pid=ended_process)
+    assert read_result(folder.path)["status"] == "killed"
+
+
+def test_a_run_whose_number_went_to_another_process_is_shown_as_killed(tmp_path):
+    folder = create(tmp_path)
+    change(folder, heartbeat=1000.0)  # before this process was started
+    assert read_result(folder.path)["status"] == "killed"
+
+
+def test_a_run_whose_process_is_a_zombie_is_shown_as_killed(tmp_path):
+    folder = create(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not waited for
+    change(folder, pid=process.pid, heartbeat=time.time() + 1)
+    assert read_result(folder.path)["status"] == "killed"
+    process.wait()
+
+
+@pytest.mark.parametrize("status", ["finished", "nan", "oom", "failed"])
+def test_a_run_that_has_ended_keeps_its_status(tmp_path, ended_process, status):
+    folder = create(tmp_path)
+    change(folder, pid=ended_process, status=status)
+    assert read_result(folder.path)["status"] == status
+
+
+def test_no_result_and_a_damaged_one(tmp_path):
+    with pytest.raises(UserError, match="is not a run's folder"):
+        read_result(tmp_path)
+    (tmp_path / "result.json").write_text('{"status": "runn')
+    with pytest.raises(UserError, match="result.json is damaged"):
+        read_result(tmp_path)
+
+
+def test_find_run_gives_the_newest_that_nobody_works_on(tmp_path, ended_process):
+    older, newer, at_work, other = (create(tmp_path) for _ in range(4))
+    change(older, status="nan")
+    change(newer, status="failed")
+    change(at_work, pid=os.getppid())
+    change(other, status="killed", fingerprint="g")
+    assert find_run(tmp_path, "f", run_folder.UNFINISHED) == newer.path
+    assert find_run(tmp_path, "f", ("finished",)) is None
+    change(at_work, pid=ended_process)
+    assert find_run(tmp_path, "f", run_folder.UNFINISHED) == at_work.path
+
+
+@pytest.mark.parametrize("owner", ["pathlib.Path.write_text", "os.replace"])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, owner):
+    write_text(tmp_path / "file", "before")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk of .* is full"):
+        patch.setattr(owner, full)
+        write_text(tmp_path / "file", "after")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "before")]
+
+
+def test_the_heart_beats_and_samples_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.02)
+    folder = create(tmp_path)
+    os.utime(folder.path / "result.json", (0, 0))
+    with Heartbeat(folder) as heartbeat:
+        before = heartbeat.peak_bytes
+        ballast = bytearray(os.urandom(1 << 20) * 64)
+        deadline = time.monotonic() + 10
+        while (folder.path / "result.json").stat().st_mtime < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        del ballast
+    assert (folder.path / "result.json").stat().st_mtime > 1
+    assert heartbeat.peak_bytes - before > 32 * 2**20
+
+
+def test_curves_of_a_run_that_was_cut_short_and_resumed(tmp_path):
+    curves = CurveFile(tmp_path)
+    for step in range(3):
+        curves.log_metrics({"loss": float(step), "epoch": 0}, step)
+    with curves.file.open("a") as stream:
+        stream.write('{"step": 3, "lo\n')
+    curves.log_metrics({"loss": 20.0}, 2)
+    assert read_curves(tmp_path) == {"loss": [(0, 0.0), (1, 1.0), (2, 20.0)]}
+    assert read_curves(tmp_path / "none") == {}

@@ -1,0 +1,136 @@
+"""Scores of finished runs and of any model, on any dataset."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import score
+from data_modules import build_data_module
+from lightning_modules.building import plain
+from registries.models.random import RandomModel, byte_tokenizer
+from registries.registry import UserError
+from studies.compose import compose
+
+TRAINED = ("replacement=toroidal", "replacement.depth=4", "replacement.transfer_steps=2")
+
+
+@pytest.fixture
+def config(small):
+    """The config of score.py for a small model and text."""
+
+    def config(*overrides):
+        return compose(small(*overrides), "score")
+
+    return config
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A model folder as save_pretrained leaves it."""
+    torch.manual_seed(7)
+    folder = tmp_path / "some_model"
+    RandomModel(family="gpt_neox").model(torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "all"])
+def test_the_loss_is_the_sum_of_token_log_probabilities(config, model_folder, split):
+    from transformers import AutoModelForCausalLM
+
+    cfg = config("model=tiny_phi", f"model.path={model_folder}", f"split={split}", "dataset.batch_size=3")
+    result = score.score(cfg)
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder).double()
+    blocks = build_data_module(plain(cfg), byte_tokenizer()).blocks(split)
+    total = count = right = 0
+    with torch.no_grad():
+        for block in blocks[:, None]:
+            log_probabilities = model(input_ids=block).logits[0].log_softmax(-1)
+            for position in range(len(block[0]) - 1):
+                token = block[0, position + 1]
+                total -= log_probabilities[position, token].item()
+                right += log_probabilities[position].argmax().item() == token.item()
+                count += 1
+    # Each token is a byte, but for the ends of documents.
+    scored_bytes = (blocks[:, 1:] < 256).sum().item()
+    assert result["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert result["ppl"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert result["bpb"] == pytest.approx(total / math.log(2) / scored_bytes, rel=1e-5)
+    assert result["accuracy"] == pytest.approx(right / count)
+    assert (result["split"], result["blocks"], result["tokens"]) == (split, len(blocks), count)
+
+
+def test_a_finished_run_is_scored_with_what_it_trained(run, config):
+    folder = run(*TRAINED)
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    validation = score.score(config(f"run={folder}"))
+    assert validation["loss"] == metrics["val/loss"] != metrics["swap/loss"]
+    assert score.score(config(f"run={folder}", "split=test"))["loss"] == metrics["test/loss"]
+    everything = score.score(config(f"run={folder}", "split=all"))
+    assert everything["blocks"] > 100 > validation["blocks"]
+
+
+def test_a_finished_run_on_another_dataset(run, config):
+    folder = run(*TRAINED)
+    result = score.score(config(f"run={folder}", "dataset=periodic", "dataset.period=4"))
+    assert result["dataset"] == "periodic"
+    assert {"loss_first_period", "loss_later"} <= result.keys()
+    assert "bpb" not in result
+
+
+@pytest.mark.xfail(strict=True, raises=UserError, reason="load_module wants trained weights of every run")
+def test_a_finished_run_that_trained_nothing(run, config):
+    folder = run()
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert score.score(config(f"run={folder}"))["loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
+
+
+def test_a_text_is_continued(run, config):
+    folder = run(*TRAINED, "samples.max_new_tokens=6", "samples.prompts=[Hello]")
+    (sample,) = json.loads((folder / "samples.json").read_text())
+    own = ("prompt=Hello", "samples.max_new_tokens=6")
+    assert score.score(config(f"run={folder}", *own)) == {"prompt": "Hello", "text": sample["after"]}
+    assert score.score(config(*own)) == {"prompt": "Hello", "text": sample["before"]}
+
+
+def test_a_folder_that_is_no_run(config, tmp_path):
+    with pytest.raises(UserError, match="is not a run's folder"):
+        score.score(config(f"run={tmp_path}"))
+
+
+def test_a_run_that_has_not_finished(run, config, monkeypatch, tmp_path):
+    from lightning_modules.causal_lm import CausalLMModule
+
+    def fail(*arguments):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no"):
+        patch.setattr(CausalLMModule, "training_step", fail)
+        run(*TRAINED)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    with pytest.raises(UserError, match="has not finished"):
+        score.score(config(f"run={folder}"))
+
+
+def test_a_split_that_does_not_exist(config):
+    with pytest.raises(UserError, match="split='train'.*'validation', 'test' or 'all'"):
+        config("split=train")
+
+
+def test_from_the_command_line(command, small, model_folder, tmp_path):
+    model = ["model=tiny_phi", f"model.path={model_folder}"]
+    done = command("score.py", *small(*model))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["loss"] > 0
+    assert "arning" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_user_error_ends_with_status_2(command, small):
+    done = command("score.py", *small("run=nowhere"))
+    assert done.returncode == 2
+    assert done.stderr == "error:\n  nowhere is not a run's folder: it has no config.yaml\n"

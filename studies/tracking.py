@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import urllib.error
 import urllib.request
@@ -47,6 +48,8 @@ class MLflowRun(Logger):
         self.first_step = 0  # of the stage that is running: steps are counted through all stages
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # they tell each table that they set up
         output_dir.mkdir(parents=True, exist_ok=True)
         _require_answer(uri)
         try:

@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import score
 from data_modules import build_data_module
 from lightning_modules.building import plain
+from lightning_modules.causal_lm import CausalLMModule
 from registries.models.random import RandomModel, byte_tokenizer
 from registries.registry import UserError
 from studies.compose import compose
+from studies.launch import launch
 
 TRAINED = ("replacement=toroidal", "replacement.depth=4", "replacement.transfer_steps=2")
 
@@ -38,8 +41,6 @@ def model_folder(tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "test", "all"])
 def test_the_loss_is_the_sum_of_token_log_probabilities(config, model_folder, split):
-    from transformers import AutoModelForCausalLM
-
     cfg = config("model=tiny_phi", f"model.path={model_folder}", f"split={split}", "dataset.batch_size=3")
     result = score.score(cfg)
 
@@ -102,8 +103,6 @@ def test_a_folder_that_is_no_run(config, tmp_path):
 
 
 def test_a_run_that_has_not_finished(run, config, monkeypatch, tmp_path):
-    from lightning_modules.causal_lm import CausalLMModule
-
     def fail(*arguments):
         raise RuntimeError("no")
 
@@ -120,17 +119,22 @@ def test_a_split_that_does_not_exist(config):
         config("split=train")
 
 
-def test_from_the_command_line(command, small, model_folder, tmp_path):
-    model = ["model=tiny_phi", f"model.path={model_folder}"]
-    done = command("score.py", *small(*model))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["loss"] > 0
-    assert "arning" not in done.stderr
-    assert not (tmp_path / "outputs").exists()
-    assert list((tmp_path / "here").iterdir()) == []
+@pytest.fixture
+def start(small, monkeypatch, tmp_path):
+    """Start `score.py` with these arguments in this process."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: launch(score.job, "score", small(*arguments))
 
 
-def test_a_user_error_ends_with_status_2(command, small):
-    done = command("score.py", *small("run=nowhere"))
-    assert done.returncode == 2
-    assert done.stderr == "error:\n  nowhere is not a run's folder: it has no config.yaml\n"
+def test_scores_are_printed_and_nothing_is_written(start, model_folder, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    start("model=tiny_phi", f"model.path={model_folder}")
+    assert json.loads(capsys.readouterr().out)["loss"] > 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_user_error_ends_with_status_2(start, capsys):
+    with pytest.raises(SystemExit) as caught:
+        start("run=nowhere")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error:\n  nowhere is not a run's folder: it has no config.yaml\n"

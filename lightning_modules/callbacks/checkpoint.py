@@ -74,7 +74,7 @@ class StepCheckpoint(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         try:
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial, weights_only=False)  # optimizer and position too
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)

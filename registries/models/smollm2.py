@@ -82,7 +82,10 @@ def _complete(folder: Path) -> bool:
 def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    print(f"converting {GGUF} once, to {folder}")
+    logging.disable_progress_bar()
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     config = copy.deepcopy(quantised.config)
     del config.quantization_config  # the values are plain now; transformers refuses to save what says otherwise

@@ -14,7 +14,8 @@ CONF = Path(__file__).parents[2] / "conf" / "dataset"
 def test_looking_up_datasets_imports_nothing_heavy():
     code = (
         "import sys, data_modules; data_modules.DATASETS.names(); data_modules.check({'name': 'pydoc'}); "
-        "heavy = {'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+        "heavy = {'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])
 

@@ -32,10 +32,10 @@ def transfer(module, **options):
 def train(trainer_options, loader, blocks, tmp_path):
     """Fit a stage on the blocks, round and round."""
 
-    def train(module, stage, name="next_token", val=None, **options):
+    def train(module, stage, name="next_token"):
         module.begin(name, stage)
         batches = loader(blocks, stage.blocks_per_step, stage.steps)
-        return fit(module, batches, val, trainer_options | options, tmp_path / name)
+        return fit(module, batches, loader(blocks), trainer_options, tmp_path / name)
 
     return train
 

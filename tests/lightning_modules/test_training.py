@@ -122,7 +122,7 @@ class Scripted(Callback):
     """Says what the validation loss is, and notes the weights that it belongs to."""
 
     def __init__(self, losses):
-        self.losses, self.seen = list(losses), []
+        self.losses, self.seen = [float(loss) for loss in losses], []
 
     def on_validation_epoch_end(self, trainer, module):
         self.seen.append(weights(module))

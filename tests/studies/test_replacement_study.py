@@ -237,7 +237,6 @@ def reference(small_in, cache_dir, tmp_path_factory):
         "preflight=false",
         "dataset.num_workers=1",
         "dataset.val_size=2",
-        "tracking=mlflow",
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -268,10 +267,7 @@ def test_bit_identical_whatever_else_the_run_does(run, reference, override):
         "replacement.depth=4",
         "replacement.lambda_distance=1",
         "replacement.fusion_mode=attention",
-        pytest.param(
-            "replacement.position=toroidal",
-            marks=pytest.mark.xfail(raises=PreflightError, strict=True, reason="left padding shifts its positions"),
-        ),
+        "replacement.position=toroidal",
         "replacement.init=random",
         "replacement.transfer_steps=2",
     ],

@@ -1,15 +1,20 @@
 """A run that was killed and resumed is the run that was not."""
 
+import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import studies.replacement_study as replacement_study
 import train
 from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
 from lightning_modules.causal_lm import CausalLMModule
@@ -48,7 +53,7 @@ KILLS = (
         "before the first step of training",
     ),
 )
-CASES = [(own, kills) for own in (PATIENT, STOPPING) for kills in KILLS]
+CASES = [*((PATIENT, kills) for kills in KILLS), (STOPPING, KILLS[1])]
 
 
 def result_of(folder):
@@ -66,15 +71,12 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def killed(small_in, cache_dir, tmp_path_factory):
     """Output folders by study and kills (none: uninterrupted), and the exit codes of their processes."""
-    import subprocess
-
     folder = tmp_path_factory.mktemp("killed")
     scenarios, places = [], {}
-    for own in (PATIENT, STOPPING):
-        for kills in ((), *KILLS):
-            places[own, kills] = folder / str(len(places))
-            overrides = small_in(places[own, kills], *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
-            scenarios += [{"overrides": overrides, "kill": kill} for kill in (*kills, "never")]
+    for own, kills in ((PATIENT, ()), (STOPPING, ()), *CASES):
+        places[own, kills] = folder / str(len(places))
+        overrides = small_in(places[own, kills], *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
+        scenarios += [{"overrides": overrides, "kill": kill} for kill in (*kills, "never")]
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
     driver = [sys.executable, str(Path(__file__).parent / "kill_driver.py"), str(folder / "scenarios.json")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -246,12 +248,8 @@ def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
 
 @pytest.mark.parametrize("where", ["checkpoint", "weights"])
 def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
-    import errno
-
     full = OSError(errno.ENOSPC, "No space left on device")
     if where == "checkpoint":
-        from lightning import Trainer
-
         save, owner, name = Trainer.save_checkpoint, Trainer, "save_checkpoint"
 
         def broken(self, path, *arguments, **options):
@@ -260,16 +258,12 @@ def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
             path.write_bytes(b"half")
             raise full
     else:
-        import safetensors.torch as owner
-        from safetensors import SafetensorError
-
-        name = "save_file"
+        owner, name = replacement_study, "save_file"
 
         def broken(tensors, path, *arguments, **options):
             Path(path).write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-        monkeypatch.setattr("studies.replacement_study.save_file", broken)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, broken)
         with pytest.raises(UserError, match="the disk of .* is full: free some space, then continue with resume=auto"):
@@ -280,7 +274,6 @@ def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
     assert [file for file in folder.rglob("*") if "partial" in file.name] == []
     checkpoint = torch.load(folder / "checkpoints" / "next_token" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == (2 if where == "checkpoint" else 6)
-    monkeypatch.undo()
     assert run(*STUDY, "replacement.transfer_steps=0", "resume=auto") == folder
     assert same(trained(folder), trained(run(*STUDY, "replacement.transfer_steps=0")))
 
@@ -304,22 +297,11 @@ def test_checkpoints_are_small_and_plain(run, monkeypatch):
 # Runs that need not be repeated
 
 
-def test_skip_finished(run, capsys):
+def test_skip_finished(run, small, capsys):
     folder = run()
     before = (folder / "result.json").read_text()
-    result = train.run(train.compose(result_overrides(folder, "skip_finished=true")))
-    assert result["status"] == "skipped"
-    assert result["metrics"] == json.loads(before)["metrics"]
+    result = train.run(train.compose(small("skip_finished=true")))
+    assert result == {**json.loads(before), "status": "skipped"}
     assert capsys.readouterr().out.splitlines()[-1] == str(folder)
     assert (folder / "result.json").read_text() == before
     assert run("skip_finished=true", "seed=1") != folder
-
-
-def result_overrides(folder, *more):
-    """Overrides that give a run's config again."""
-    config = result_of(folder)["config"]
-    paths = [f"output_dir={config['output_dir']}", f"dataset.path={config['dataset']['path']}"]
-    sizes = [f"dataset.{key}={config['dataset'][key]}" for key in ("block_size", "val_size", "test_size")]
-    trainer = [f"trainer.{key}={config['trainer'][key]}" for key in ("max_steps", "val_check_interval")]
-    groups = ["model=random", "dataset=text", "trainer=cpu", "tracking=none", "samples.max_new_tokens=0"]
-    return [*groups, *paths, *sizes, *trainer, *more]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,15 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     from omegaconf import OmegaConf
 
     run_dir = Path(run_dir)
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir} is not a run's folder: it has no config.yaml")
+    for name in ("config.yaml", "result.json"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
     cfg = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     import_plugins(cfg["plugins"])
     module = build_module(cfg)
-    restore(module.model, run_dir / TRAINED_WEIGHTS)
+    result = json.loads((run_dir / "result.json").read_text())
+    if result["status"] != "finished" or result.get("stages"):  # else there was nothing to train
+        restore(module.model, run_dir / TRAINED_WEIGHTS)
     return module
 
 
@@ -115,7 +119,8 @@ def resolve_dtype(dtype: str, frozen: bool, config: Mapping[str, Any] | None) ->
     (config None, a model not here yet: it is).
     """
     if dtype == "auto":
-        wide = config is None or shape_of(config).hidden_size >= BFLOAT16_WIDTH
+        config = config or {}  # scoring needs no role map, so the family may be unknown
+        wide = (config.get("hidden_size") or config.get("n_embd") or BFLOAT16_WIDTH) >= BFLOAT16_WIDTH
         return torch.bfloat16 if frozen and wide and fast_bfloat16() else torch.float32
     return getattr(torch, dtype)
 

@@ -136,9 +136,10 @@ class CausalLMModule(LightningModule):
             score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        input_ids = batch["input_ids"]
-        labels = batch.get("labels", input_ids)
-        logits = self.model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
+        input_ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
+        if labels is None:
+            labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, -100)
+        logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         nll = token_nll(logits, labels)
         self.scores["all"].update(logits, labels, nll)
         for name, targets in self.position_groups.items():

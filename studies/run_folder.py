@@ -43,6 +43,8 @@ class RunFolder:
                 break
             except FileExistsError:  # a run beside this one was started in the same second
                 continue
+            except OSError as error:
+                raise disk_error(error, path) from error
         (path / "figures").mkdir()
         folder = cls(path, {"status": "running", "metrics": {}, "baseline": {}, **result})
         folder.write()
@@ -163,7 +165,11 @@ def write_text(file: Path, text: str) -> None:
 
 
 def disk_error(error: OSError, file: Path) -> Exception:
-    """A full disk as a UserError; any other error as it is."""
+    """A full disk, or a place where nothing can be written, as a UserError; any other error as it is."""
+    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        return UserError(
+            f"cannot write to {file.parent}: {error.strerror}; set output_dir or cache_dir to another folder"
+        )
     if error.errno != errno.ENOSPC:
         return error
     return UserError(f"the disk of {file.parent} is full: free some space, then continue with resume=auto")

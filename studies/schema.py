@@ -36,7 +36,7 @@ def sample_options(max_new_tokens: Annotated[int, Ge(0)] = 32, prompts: list[str
 def trainer_options(
     accelerator: str = "auto",
     devices: Annotated[int, Ge(1)] = 1,
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     max_steps: Annotated[int, Ge(-1)] = 20,
     max_epochs: Annotated[int, Ge(1)] | None = None,
     val_check_interval: Annotated[int, Ge(1)] | None = 250,
@@ -85,8 +85,18 @@ def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:
     errors += signature_errors(early_stopping_options, stopping, "trainer.early_stopping")
     if stopping.get("patience") and keys.get("val_check_interval") is None:
         errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
+    if keys.get("accelerator") in ("gpu", "cuda") and not _has_gpu():
+        errors.append(
+            f"trainer.accelerator={keys['accelerator']}: there is no GPU here. Use trainer=auto or trainer=cpu"
+        )
     if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
         errors.append(
             "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
         )
     return errors
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -23,9 +23,9 @@ from registries.registry import parameters
 
 ALLOWED = 2e-5
 
-# Longer than the 128 positions that a backend computes at once, no multiple of anything, and often round the ring.
+# Longer than the 128 positions that a backend computes at once, and often round the ring, which divides neither.
 LENGTH = 150
-PERIOD = 16
+PERIOD = 18
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "toroidal": [

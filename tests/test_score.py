@@ -82,7 +82,6 @@ def test_a_finished_run_on_another_dataset(run, config):
     assert "bpb" not in result
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="load_module wants trained weights of every run")
 def test_a_finished_run_that_trained_nothing(run, config):
     folder = run()
     metrics = json.loads((folder / "result.json").read_text())["metrics"]

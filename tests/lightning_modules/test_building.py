@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -33,6 +35,7 @@ def run_folder(cfg, tmp_path):
     folder, module = tmp_path / "run", build_module(cfg)
     (folder / TRAINED_WEIGHTS).parent.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(cfg), folder / "config.yaml")
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "stages": {"transfer": {}}}))
     trained = {name: p + 0.1 for name, p in module.model.named_parameters() if ".self_attn." in name}
     save_file(trained, folder / TRAINED_WEIGHTS)
     for name, tensor in trained.items():
@@ -109,6 +112,17 @@ def test_a_run_that_has_not_finished(run_folder):
     (run_folder[0] / TRAINED_WEIGHTS).unlink()
     with pytest.raises(UserError, match="has no trained weights .*the run has not finished"):
         load_module(run_folder[0])
+
+
+def test_a_run_that_had_nothing_to_train_has_no_weights(run_folder, cfg):
+    folder, _ = run_folder
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "stages": {}}))
+    (folder / TRAINED_WEIGHTS).unlink()
+    text = torch.arange(20)[None]
+    assert logits(load_module(folder).model, text).equal(logits(build_module(cfg).model, text))
+    (folder / "result.json").write_text(json.dumps({"status": "killed"}))
+    with pytest.raises(UserError, match="the run has not finished"):
+        load_module(folder)
 
 
 @pytest.mark.parametrize("size", [0, 20, 2000])

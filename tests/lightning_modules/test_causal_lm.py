@@ -222,11 +222,9 @@ def test_the_score_does_not_depend_on_the_batch_size(batch_size, make_module, lo
 
 def test_a_second_score_starts_anew(make_module, loader, blocks, trainer_options):
     module = make_module()
-    first = evaluate(module, loader(blocks), trainer_options)
-    second = evaluate(module, loader(blocks), trainer_options)
-    assert {key: first[key] for key in ("loss", "ppl", "accuracy")} == {
-        key: second[key] for key in ("loss", "ppl", "accuracy")
-    }
+    evaluate(module, loader(blocks[:4]), trainer_options)
+    scores = evaluate(module, loader(blocks[4:]), trainer_options)
+    assert scores["loss"] == pytest.approx(expected_loss(module, blocks[4:]), rel=1e-6)
 
 
 def test_bits_per_byte_and_groups_of_positions(make_module, loader, blocks, trainer_options):

@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from data_modules.blocks import StepSampler
@@ -32,13 +33,13 @@ def same(one, other):
 
 @pytest.fixture
 def train(trainer_options, loader, blocks, tmp_path):
-    def train(module, folder="stage", start=0, callbacks=None, stage=None, name="next_token", **options):
+    def train(module, folder="stage", start=0, callbacks=None, stage=None, name="next_token", logger=False, **options):
         stage = stage or globals()["stage"]()
         module.begin(name, stage)
         rows = loader(blocks[:8], 2, stage.steps).dataset
         batches = DataLoader(rows, batch_sampler=StepSampler(stage.steps, start, 2))
         options = trainer_options | options
-        return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, callbacks=callbacks)
+        return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, logger, callbacks)
 
     return train
 
@@ -90,6 +91,35 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(number, make_module, 
     resumed = make_module("toroidal", **options)
     train(resumed, start=4, val_check_interval=2)
     assert same(weights(straight), weights(resumed))
+
+
+class Steps(Logger):
+    """At which steps something was logged."""
+
+    name = version = None
+
+    def __init__(self):
+        super().__init__()
+        self.training, self.validations = [], []
+
+    def log_hyperparams(self, *args):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        (self.validations if "val/loss" in metrics else self.training).append(step)
+
+
+@pytest.mark.parametrize(("stop", "interval"), [(4, 2), (4, 3), (3, 2)])
+def test_a_resumed_run_logs_and_validates_at_the_same_steps(stop, interval, make_module, train):
+    options = {"val_check_interval": interval, "log_every_n_steps": 1}
+    straight, resumed = Steps(), Steps()
+    train(make_module("toroidal"), "straight", logger=straight, **options)
+    with pytest.raises(Interrupted):
+        train(make_module("toroidal"), logger=resumed, callbacks=[SignalAt(stop)], **options)
+    train(make_module("toroidal"), logger=resumed, start=stop, **options)
+    assert straight.training == resumed.training
+    assert straight.validations == resumed.validations
+    assert len(straight.validations) == STEPS // interval
 
 
 def test_a_killed_run_repeats_the_steps_since_its_checkpoint(make_module, train):

@@ -66,3 +66,6 @@ def test_a_module_that_cannot_be_imported(plugin):
     (plugin("graftlab_plugin_four") / "graftlab_plugin_four.py").write_text("import graftlab_missing")
     with pytest.raises(UserError, match="cannot import 'graftlab_plugin_four' .No module named 'graftlab_missing'"):
         import_plugins(["graftlab_plugin_four"])
+    (plugin("graftlab_plugin_five") / "graftlab_plugin_five.py").write_text("1 / 0")
+    with pytest.raises(UserError, match="'graftlab_plugin_five' fails to import: ZeroDivisionError: division by zero"):
+        import_plugins(["graftlab_plugin_five"])

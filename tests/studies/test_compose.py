@@ -1,6 +1,7 @@
 """Every mistake on a command line: found before the run starts, all in one message."""
 
 import pytest
+import torch
 
 import train
 from registries.registry import UserError
@@ -32,6 +33,11 @@ def errors(*overrides):
         (["optimizer.lr=0"], ["lr=0", "greater than 0"]),
         (["optimizer.beta1=1"], ["beta1=1", "less than 1"]),
         (["optimizer.schedule=step"], ["schedule='step'", "'cosine', 'linear' or 'constant'"]),
+        pytest.param(
+            ["trainer=gpu"],
+            ["there is no GPU here", "trainer=cpu"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["trainer.precision=8"], ["precision=8", "'bf16-mixed'"]),
         (["trainer.early_stopping.patience=0"], ["trainer.early_stopping: patience=0"]),
         (["trainer.max_steps=-1"], ["trainer.max_steps=-1", "trainer.max_epochs"]),

@@ -85,7 +85,7 @@ def killed(small_in, cache_dir, tmp_path_factory):
     return places, {(own, kills): [codes.pop(0) for _ in (*kills, "never")] for own, kills in places}, done.stderr
 
 
-@pytest.mark.parametrize(("own", "kills"), CASES)
+@pytest.mark.parametrize(("own", "kills"), CASES, ids=["steps", "validations", "files", "early stop"])
 def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kills):
     places, codes, output = killed
     assert codes[own, kills] == [-signal.SIGKILL] * len(kills) + [0], output

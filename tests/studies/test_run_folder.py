@@ -130,3 +130,9 @@ def test_curves_of_a_run_that_was_cut_short_and_resumed(tmp_path):
     curves.log_metrics({"loss": 20.0}, 2)
     assert read_curves(tmp_path) == {"loss": [(0, 0.0), (1, 1.0), (2, 20.0)]}
     assert read_curves(tmp_path / "none") == {}
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*output_dir"):
+        RunFolder.create(tmp_path / "file", "name")

@@ -29,6 +29,7 @@ def test_low_rank_starts_as_the_identity_and_can_leave_it(rank):
     assert fusion.right.grad.abs().max() > 0
     torch.nn.init.normal_(fusion.right)
     change = fusion.mixing() - torch.eye(DEPTH)
+    torch.testing.assert_close(change, fusion.left @ fusion.right.T / (rank or 1) ** 0.5)
     assert torch.linalg.matrix_rank(change) == (rank or 1)
 
 

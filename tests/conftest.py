@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: the tests run one process per core, and tiny models gain nothing from more threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,12 @@ def text_path(tmp_path_factory) -> Path:
 def cache_dir(tmp_path_factory) -> Path:
     """A cache that the studies of all tests share."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as in a foreground process: a shell that starts the tests in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,8 @@ def test_the_top_of_the_config_has_the_keys_and_defaults_of_the_schema():
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_every_option_is_a_valid_config(group, name, text_path):
+def test_every_option_is_a_valid_config(group, name, text_path, monkeypatch):
+    monkeypatch.setattr(schema, "_has_gpu", lambda: True)
     path = [f"dataset.path={text_path}"] if name == "text" else []
     cfg = train.compose([f"{group}={name}", *path])
     assert cfg[group].name == name

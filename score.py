@@ -19,7 +19,8 @@ def score(cfg: Any) -> dict[str, Any]:
     """
     from data_modules import build_data_module
     from data_modules.token_cache import tensors_sha256
-    from lightning_modules.building import build_source, load_language_model, load_module, plain
+    from lightning_modules.building import load_language_model, load_module, plain
+    from lightning_modules.options import build_source
     from lightning_modules.samples import continue_texts
     from lightning_modules.training import evaluate
 

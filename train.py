@@ -21,7 +21,8 @@ def run(cfg: Any) -> dict[str, Any]:
     from lightning import seed_everything
 
     from data_modules import build_data_module
-    from lightning_modules.building import build_source, plain
+    from lightning_modules.building import plain
+    from lightning_modules.options import build_source
     from registries.plugins import import_plugins
     from studies.display import say
     from studies.recording import open_run, recording

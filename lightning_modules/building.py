@@ -11,20 +11,15 @@ import torch
 from torch import nn
 
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.options import source_arguments, split, surgery_options
+from lightning_modules.options import build_source, split, surgery_options
 from lightning_modules.surgery import replace_attention
-from registries import MODELS, UserError
+from registries import UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
 from registries.plugins import import_plugins
 
 BFLOAT16_WIDTH = 512
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
-
-
-def build_source(cfg: Mapping[str, Any]) -> Any:
-    """The `ModelSource` of `cfg.model`."""
-    return MODELS.build(cfg["model"]["name"], **source_arguments(cfg))
 
 
 def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:

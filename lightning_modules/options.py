@@ -55,6 +55,11 @@ def source_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def build_source(cfg: Mapping[str, Any]) -> Any:
+    """The `ModelSource` of `cfg.model`."""
+    return MODELS.build(cfg["model"]["name"], **source_arguments(cfg))
+
+
 def check_model(cfg: Mapping[str, Any]) -> list[str]:
     """What is wrong with `cfg.model`."""
     shared, _ = split(cfg["model"], model_options)
@@ -69,7 +74,7 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
         return []
     shared, arguments = split(cfg["replacement"], surgery_options)
     errors = signature_errors(surgery_options, shared, f"replacement {name!r}")
-    config = MODELS.build(cfg["model"]["name"], **source_arguments(cfg)).config()
+    config = build_source(cfg).config()
     if config is None:  # a hub model that is not here yet: its shape is checked once it is
         return errors + ATTENTION.check(name, arguments, {"shape"})
     try:
@@ -87,10 +92,7 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:
     """Whether a model with learned positions has enough of them for the blocks of `cfg.dataset`."""
-    config, block_size = (
-        MODELS.build(cfg["model"]["name"], **source_arguments(cfg)).config(),
-        cfg["dataset"]["block_size"],
-    )
+    config, block_size = build_source(cfg).config(), cfg["dataset"]["block_size"]
     try:
         shape = shape_of(config) if config is not None else None
     except UserError:

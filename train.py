@@ -17,31 +17,44 @@ def compose(overrides: Sequence[str] = ()) -> Any:
 
 
 def run(cfg: Any) -> dict[str, Any]:
-    """Run the study of a composed config. Returns the content of its `result.json`."""
-    from lightning import seed_everything
-
-    from data_modules import build_data_module
+    """Run the study of a composed config, after its controls. Returns the content of its `result.json`."""
     from lightning_modules.building import plain
-    from lightning_modules.options import build_source
     from registries.plugins import import_plugins
+    from studies.controls import control_config
     from studies.display import say
-    from studies.recording import open_run, recording
-    from studies.replacement_study import study
 
     cfg = plain(cfg)
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
+    controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
+    folder = _run_study(cfg, controls)
+    say(str(folder.path))
+    return folder.result
+
+
+def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None) -> Any:
+    """Run one study, or find it done, and compare it with its controls (name -> folder). Returns its folder."""
+    from lightning import seed_everything
+
+    from data_modules import build_data_module
+    from lightning_modules.options import build_source
+    from studies.controls import record_ratios
+    from studies.display import say, show_scores
+    from studies.recording import open_run, recording
+    from studies.replacement_study import study
+
     seed_everything(cfg["seed"], workers=True, verbose=False)
     source = build_source(cfg)
     tokenizer = source.tokenizer()
     data = build_data_module(cfg, tokenizer)
     folder = open_run(cfg, data.describe())
     if folder.result["status"] in ("finished", "skipped"):
-        say(f"this run has finished before\n{folder.path}")
-        return folder.result
+        say(f"{folder.path.name} has finished before")
+        return folder
     with recording(folder, cfg) as record:
         study(cfg, source, tokenizer, data, record)
-    say(str(folder.path))
-    return folder.result
+        record_ratios(record, controls or {})
+        show_scores(folder.result)
+    return folder
 
 
 def job(cfg: Any) -> float:

@@ -13,7 +13,15 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from data_modules.block_settings import BlockSettings
-from data_modules.blocks import BlockDataset, EndlessBlocks, StepSampler, choose_spread, pack
+from data_modules.blocks import (
+    BlockDataset,
+    Blocks,
+    EndlessBlocks,
+    StepSampler,
+    choose_spread,
+    one_document_each,
+    pack,
+)
 from data_modules.documents import SPLITS, Stream, SyntheticDataset
 from data_modules.randomness import generator
 from data_modules.token_cache import tensors_sha256
@@ -56,39 +64,32 @@ class BlockDataModule(LightningDataModule):
         self.cache_dir = cache_dir
         self.accumulate_grad_batches = accumulate_grad_batches
         self.warnings: list[str] = []
+        self._packs: dict[str, Blocks] = {}
         self._build_source = build_source
 
-    @cached_property
+    @property
     def train_blocks(self) -> torch.Tensor:
         """(blocks, block_size): the first `train_size` ones, with the documents in random order."""
-        return self._limited("train")
+        return self.blocks("train")
 
-    @cached_property
+    @property
     def validation_blocks(self) -> torch.Tensor:
         """(blocks, block_size): `val_size` ones, spread over all documents."""
-        return self._limited("validation")
+        return self.blocks("validation")
 
-    @cached_property
+    @property
     def test_blocks(self) -> torch.Tensor:
         """(blocks, block_size): `test_size` ones, spread over all documents."""
-        return self._limited("test")
+        return self.blocks("test")
 
-    @cached_property
+    @property
     def all_blocks(self) -> torch.Tensor:
         """(blocks, block_size): every document in order, regardless of the sizes (which still limit streams)."""
-        if self._is_synthetic:
-            return torch.cat([self.blocks(split) for split in SPLITS])
-        if "all" in self._source:
-            ids = self._tokens("all").ids
-        else:
-            ids = torch.cat([self._tokens(split).ids for split in SPLITS])
-        return self._at_least_one(pack(ids, self.settings.block_size), "all", len(ids))
+        return self.blocks("all")
 
     def blocks(self, split: str) -> torch.Tensor:
         """The blocks of `train`, `validation`, `test` or `all`."""
-        if split not in (*SPLITS, "all"):
-            raise UserError(f"split={split!r} is none of: {', '.join(SPLITS)}, all")
-        return getattr(self, f"{split}_blocks")
+        return self._packed(split).tokens
 
     @cached_property
     def token_bytes(self) -> torch.Tensor | None:
@@ -147,8 +148,11 @@ class BlockDataModule(LightningDataModule):
         return self.loader("test")
 
     def loader(self, split: str) -> DataLoader:
-        """The blocks of a split in order, `batch_size` at a time, the last batch as small as it comes out."""
-        return DataLoader(BlockDataset(self.blocks(split)), self.settings.batch_size, **self._loader_options())
+        """The blocks of a split in order, `batch_size` at a time, the last batch as small as it comes out.
+
+        Beside `input_ids` they have `documents`: which document each token is of.
+        """
+        return DataLoader(BlockDataset(self._packed(split)), self.settings.batch_size, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         # A loader without a generator draws from the global one, and so would change the dropout that follows.
@@ -162,23 +166,38 @@ class BlockDataModule(LightningDataModule):
     def _is_synthetic(self) -> bool:
         return not isinstance(self._source, Mapping)
 
-    def _limited(self, split: str) -> torch.Tensor:
+    def _packed(self, split: str) -> Blocks:
+        if split not in (*SPLITS, "all"):
+            raise UserError(f"split={split!r} is none of: {', '.join(SPLITS)}, all")
+        if split not in self._packs:
+            self._packs[split] = self._all() if split == "all" else self._limited(split)
+        return self._packs[split]
+
+    def _all(self) -> Blocks:
+        if self._is_synthetic:
+            return one_document_each(torch.cat([self.blocks(split) for split in SPLITS]))
+        tokens = [self._tokens(split) for split in (["all"] if "all" in self._source else SPLITS)]
+        ids = torch.cat([each.ids for each in tokens])
+        documents = torch.cat([each.documents() for each in tokens])
+        return self._at_least_one(pack(ids, documents, self.settings.block_size), "all", len(ids))
+
+    def _limited(self, split: str) -> Blocks:
         """The split's blocks, as many as its size asks for."""
         size, block_size = self.settings.size(split), self.settings.block_size
         if self._is_synthetic:
-            return self._source.tokens(split, size, block_size, len(self.tokenizer), CONTENT_SEED)
+            tokens = self._source.tokens(split, size, block_size, len(self.tokenizer), CONTENT_SEED)
+            return one_document_each(tokens)
         tokens = self._tokens(split)
-        ids = tokens.ids
         if split == "train":
-            documents = len(tokens.starts) - 1
-            ids = tokens.in_order(torch.randperm(documents, generator=generator("documents", CONTENT_SEED)))
-        blocks = self._at_least_one(pack(ids, block_size), split, len(ids))
+            order = torch.randperm(len(tokens.starts) - 1, generator=generator("documents", CONTENT_SEED))
+            tokens = tokens.in_order(order)
+        blocks = self._at_least_one(pack(tokens.ids, tokens.documents(), block_size), split, len(tokens.ids))
         if size is None or size == len(blocks):
             return blocks
         if size > len(blocks):
             self._warn(f"dataset {self.name!r} has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
             return blocks
-        return blocks[:size] if split == "train" else choose_spread(blocks, size)
+        return blocks.select(torch.arange(size) if split == "train" else choose_spread(len(blocks), size))
 
     def _tokens(self, split: str) -> Tokens:
         """All tokens of a split; of a stream, as many as its size asks for."""
@@ -186,7 +205,7 @@ class BlockDataModule(LightningDataModule):
         size = self.settings.size(split) if isinstance(documents, Stream) else None
         return tokenize(documents, self.tokenizer, self.cache_dir, size and size * self.settings.block_size)
 
-    def _at_least_one(self, blocks: torch.Tensor, split: str, tokens: int) -> torch.Tensor:
+    def _at_least_one(self, blocks: Blocks, split: str, tokens: int) -> Blocks:
         if len(blocks):
             return blocks
         total = sum(len(self._tokens(each).ids) for each in SPLITS)

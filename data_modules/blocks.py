@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -11,33 +12,59 @@ from torch.utils.data import Dataset, Sampler
 from data_modules.randomness import generator
 
 
-def pack(ids: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Ids (tokens,) -> blocks (blocks, block_size), int64, without padding; the remainder is dropped."""
-    count = len(ids) // block_size
-    return ids[: count * block_size].reshape(count, block_size).long()
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of tokens.
 
-
-def choose_spread(blocks: torch.Tensor, size: int) -> torch.Tensor:
-    """`size` of the blocks, in order: one at random from each of `size` equal stretches, always the same ones.
-
-    `size` is at most the number of blocks.
+    Args:
+        tokens: (blocks, block_size), int64.
+        documents: (blocks, block_size), int64: the number of the document that each token is of.
     """
-    edges = torch.arange(size + 1) * len(blocks) // size
+
+    tokens: torch.Tensor
+    documents: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: torch.Tensor) -> Blocks:
+        """The blocks with these numbers, (rows,)."""
+        return Blocks(self.tokens[rows], self.documents[rows])
+
+
+def pack(ids: torch.Tensor, documents: torch.Tensor, block_size: int) -> Blocks:
+    """Ids (tokens,) of documents (tokens,) -> blocks without padding; the remainder is dropped."""
+    count = len(ids) // block_size
+    rows = [tensor[: count * block_size].reshape(count, block_size).long() for tensor in (ids, documents)]
+    return Blocks(*rows)
+
+
+def one_document_each(tokens: torch.Tensor) -> Blocks:
+    """Blocks (blocks, block_size) that have nothing to do with each other."""
+    return Blocks(tokens, torch.arange(len(tokens))[:, None].expand_as(tokens))
+
+
+def choose_spread(count: int, size: int) -> torch.Tensor:
+    """Numbers of `size` of `count` blocks, in order: one at random from each of `size` equal stretches, always the same.
+
+    `size` is at most `count`.
+    """
+    edges = torch.arange(size + 1) * count // size
     offsets = torch.rand(size, generator=generator("choose_spread"), dtype=torch.float64)
-    return blocks[edges[:-1] + (offsets * edges.diff()).long()]
+    return edges[:-1] + (offsets * edges.diff()).long()
 
 
 class BlockDataset(Dataset):
-    """Blocks (blocks, block_size) in order."""
+    """Blocks in order."""
 
-    def __init__(self, blocks: torch.Tensor):
+    def __init__(self, blocks: Blocks):
         self.blocks = blocks
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.blocks[index]}
+        return {"input_ids": self.blocks.tokens[index], "documents": self.blocks.documents[index]}
 
 
 class EndlessBlocks(Dataset):

@@ -31,10 +31,16 @@ class Tokens:
     ids: torch.Tensor
     starts: torch.Tensor
 
-    def in_order(self, order: torch.Tensor) -> torch.Tensor:
-        """The ids with the documents in another order; `order` (documents,) holds their numbers."""
-        parts = self.ids.split(self.starts.diff().tolist())
-        return torch.cat([parts[index] for index in order.tolist()]) if len(order) else self.ids
+    def in_order(self, order: torch.Tensor) -> Tokens:
+        """The same with the documents in another order; `order` (documents,) holds their numbers."""
+        lengths = self.starts.diff()
+        parts = self.ids.split(lengths.tolist())
+        ids = torch.cat([parts[index] for index in order.tolist()]) if len(order) else self.ids
+        return Tokens(ids, torch.cat([self.starts[:1], lengths[order].cumsum(0)]))
+
+    def documents(self) -> torch.Tensor:
+        """(tokens,), int64: the number of the document that each token is of."""
+        return torch.arange(len(self.starts) - 1).repeat_interleave(self.starts.diff())
 
 
 def tokenize(

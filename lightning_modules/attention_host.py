@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from registries.attention import AttentionCore
 
@@ -30,6 +29,9 @@ class HostCall:
 
 def host(attention: nn.Module, core: AttentionCore) -> None:
     """Make `attention` (a layer of a transformers causal LM) attend through `core`, which becomes `attention.core`."""
+    from transformers import AttentionInterface  # takes seconds, and a config is checked without it
+
+    AttentionInterface.register(IMPLEMENTATION, _attend)
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = IMPLEMENTATION
     attention.core = core
@@ -100,6 +102,3 @@ def _boolean(mask: Tensor | None, keys: int) -> Tensor | None:
             raise ValueError(f"an attention mask must be boolean, or additive and floating, not {mask.dtype}")
         mask = mask > -1000  # an additive mask: 0, or a number so low (-1e4, -inf) that nothing is left of the weight
     return mask[..., :keys]
-
-
-AttentionInterface.register(IMPLEMENTATION, _attend)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from data_modules.activations import ActivationCache
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.options import build_source, split, surgery_options
-from lightning_modules.surgery import replace_attention
+from lightning_modules.recovery import build_stages, recovery_plan
+from lightning_modules.stages import Workspace
+from lightning_modules.surgery import part, replace_attention
 from registries import UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
@@ -37,6 +39,7 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
         tokenizer,
         optimizer=cfg["optimizer"],
         gradient_clip_val=cfg["trainer"].get("gradient_clip_val"),
+        gradient_checkpointing=cfg["trainer"].get("gradient_checkpointing", False),
         seed=cfg["seed"],
     )
 
@@ -82,11 +85,28 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     module = build_module(cfg)
     result = json.loads((run_dir / "result.json").read_text())
     if result["status"] != "finished" or result.get("stages"):  # else there was nothing to train
-        restore(module.model, run_dir / TRAINED_WEIGHTS)
+        for stage in build_stages(cfg, workspace(module, cfg)).values():
+            stage.prepare(module.model)
+        restore(module, run_dir / TRAINED_WEIGHTS)
     return module
 
 
-def restore(model: nn.Module, file: Path) -> None:
+def workspace(module: CausalLMModule, cfg: Mapping[str, Any], **of_run: Any) -> Workspace:
+    """What the stages of a config share; `of_run` are the fields of `Workspace` that a run adds."""
+    activations = cfg["activations"]
+    return Workspace(
+        original=module.original,
+        tokenizer=module.tokenizer,
+        surgery=module.surgery,
+        activations=ActivationCache(cfg["cache_dir"], activations["max_gb"], activations["cache"]),
+        changes={"replacement": cfg["replacement"], "recovery": recovery_plan(cfg)},
+        batch_size=cfg["dataset"]["batch_size"],
+        loss_chunk_size=cfg["trainer"]["loss_chunk_size"],
+        **of_run,
+    )
+
+
+def restore(module: CausalLMModule, file: Path) -> None:
     """Put the trained weights of a safetensors file into a model that had the same surgery; fp32 stays fp32."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -97,12 +117,13 @@ def restore(model: nn.Module, file: Path) -> None:
         trained = load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); run the study again") from error
-    parameters = dict(model.named_parameters())
+    parameters = dict(module.model.named_parameters())
     strange = [
         name for name, tensor in trained.items() if parameters.get(name, tensor.new_empty(0)).shape != tensor.shape
     ]
     if strange:
         raise UserError(f"{file} is of another config: {strange[0]!r} does not fit this model")
+    part(module.original, [parameters[name] for name in trained])
     for name, tensor in trained.items():
         parameters[name].data = tensor.to(parameters[name].device)
 

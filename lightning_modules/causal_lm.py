@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_modules.metrics import TokenNLL, token_nll
+from lightning_modules.metrics import DocumentNLL, TokenNLL
+from lightning_modules.nll import token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
 from lightning_modules.stages import Stage
-from lightning_modules.surgery import Surgery, thaw
+from lightning_modules.surgery import Surgery, part, thaw, twin
 from registries import UserError
+from registries.architectures import architecture_of
 from registries.registry import defaults
 
 
@@ -29,30 +32,35 @@ class CausalLMModule(LightningModule):
     by tokens. So a checkpoint can never fall between accumulated gradients.
 
     Args:
-        model: a transformers causal LM, after surgery.
+        model: a transformers causal LM, before any surgery; `.original` stays as it is now.
         tokenizer: its tokenizer.
-        surgery: what was done to it, if anything was.
         optimizer: the `optimizer` config group: name, arguments of the optimizer, schedule, warmup_steps, scale_lr,
             base_batch_size.
         gradient_clip_val: largest norm of the gradients of a step; None does not clip.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
+
+    Attributes:
+        surgery: what was done to the model, if anything was.
     """
 
     def __init__(
         self,
         model: nn.Module,
         tokenizer: Any,
-        surgery: Surgery | None = None,
         optimizer: Mapping[str, Any] | None = None,
         gradient_clip_val: float | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds only what trained
-        self.model, self.tokenizer, self.surgery = model, tokenizer, surgery
+        self.model, self.tokenizer = model, tokenizer
+        self.original = twin(model)
+        self.surgery: Surgery | None = None
         self.optimizer_options = dict(optimizer or {"name": "adamw"})
-        self.gradient_clip_val, self.seed = gradient_clip_val, seed
+        self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
         self.stage_name = ""
         self.measure()
@@ -66,6 +74,7 @@ class CausalLMModule(LightningModule):
         """
         self.position_groups = dict(position_groups or {})
         self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
+        self.documents = DocumentNLL()
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The language model's own forward pass."""
@@ -74,15 +83,18 @@ class CausalLMModule(LightningModule):
     # Training
 
     def begin(self, name: str, stage: Stage) -> None:
-        """Make `stage` what the next `fit` does: exactly its parameters are thawed.
+        """Make `stage` what the next `fit` does: what it adds is put in place, exactly its parameters are thawed.
 
         Raises:
             UserError: the stage has nothing to train.
         """
+        torch.manual_seed(_step_seed(self.seed, name, -1))
+        stage.prepare(self.model)
         parameters = stage.parameters(self.model)
         if not parameters:
             raise UserError(f"stage {name!r} has nothing to train: no layer is replaced and model.freeze is true")
         self.stage, self.stage_name = stage, name
+        part(self.original, parameters.values())
         thaw(self.model, parameters)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -92,9 +104,7 @@ class CausalLMModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         given, arguments = split(self.optimizer_options, optimizer_options)
         shared, steps = {**defaults(optimizer_options), **given}, self.stage.steps
-        arguments["lr"] = scaled_lr(
-            self.stage.lr, shared["scale_lr"], self.stage.blocks_per_step, shared["base_batch_size"]
-        )
+        arguments["lr"] = scaled_lr(self.stage.lr, shared["scale_lr"], self.stage.batch_size, shared["base_batch_size"])
         arguments["parameters"] = list(self.trained_parameters().values())
         optimizer = OPTIMIZERS.build(self.optimizer_options["name"], **arguments)
         warmup = max(1, steps // 20) if shared["warmup_steps"] is None else shared["warmup_steps"]
@@ -105,17 +115,24 @@ class CausalLMModule(LightningModule):
 
     def on_train_start(self) -> None:
         _set_modes(self.model)
+        self.original.eval()
+        if self.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            for block in self.model.get_submodule(architecture_of(self.model.config.model_type).blocks):
+                block.training = True  # or it does not checkpoint; its parts stay in the mode they are in
+        self.stage.start(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
-        optimizer, passes = self.optimizers(), batch["input_ids"].split(self.stage.blocks_per_pass)
-        total, terms = torch.zeros((), device=self.device), 0
+        optimizer, passes = self.optimizers(), batch["input_ids"].split(self.stage.pass_size)
+        total, terms, parts = torch.zeros((), device=self.device), 0, Counter()
         optimizer.zero_grad()
         for input_ids in passes:
-            loss, count = self.stage.loss(self.model, input_ids)
+            loss, count, of_pass = self.stage.loss(self.model, input_ids)
             # Every pass has blocks of one length, so that its share of the step's tokens is known beforehand.
             self.manual_backward(loss / (count / len(input_ids) * len(batch["input_ids"])))
             total, terms = total + loss.detach(), terms + count
+            parts.update(of_pass)
         mean = total / terms
         if not torch.isfinite(mean):
             raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
@@ -127,12 +144,13 @@ class CausalLMModule(LightningModule):
         prefix = "train" if self.stage_name == "next_token" else f"train/{self.stage_name}"
         self.log(f"{prefix}/loss", mean, prog_bar=True)
         self.log(f"{prefix}/lr", lr)
+        self.log_dict({f"{prefix}/{part}": value / terms for part, value in parts.items()})
         return mean
 
     # Scoring: validation during training, baseline, swap and final scores all run through this.
 
     def on_validation_epoch_start(self) -> None:
-        for score in self.scores.values():
+        for score in (*self.scores.values(), self.documents):
             score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -142,6 +160,8 @@ class CausalLMModule(LightningModule):
         logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         nll = token_nll(logits, labels)
         self.scores["all"].update(logits, labels, nll)
+        if "documents" in batch:
+            self.documents.update(nll, labels, batch["documents"])
         for name, targets in self.position_groups.items():
             grouped = torch.full_like(labels, -100)
             grouped[:, 1:][:, targets] = labels[:, 1:][:, targets]

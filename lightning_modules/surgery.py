@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from lightning_modules.attention_host import host
 from registries import ATTENTION, UserError
 from registries.architectures import ARCHITECTURES, architecture_of, shape_of
+
+Trained = Literal["replaced", "model"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,11 @@ class Surgery:
 
     Attributes:
         layers: the replaced layers.
-        originals: layer -> the attention layer as it was (frozen), the teacher of a transfer.
         keeps_function: whether the model is claimed to compute what it computed before.
         notes: what the user should know, one line each.
     """
 
     layers: list[int]
-    originals: Mapping[int, nn.Module]
     keeps_function: bool
     notes: list[str]
 
@@ -38,7 +39,7 @@ def replace_attention(
     init: Literal["copy", "random"] = "copy",
     options: Mapping[str, Any] | None = None,
 ) -> Surgery:
-    """Give the attention of `layers` the registered core `name`, in place.
+    """Give the attention of `layers` the registered core `name`, in place. No parameter changes its value.
 
     Args:
         model: a transformers causal LM of a known family.
@@ -60,11 +61,10 @@ def replace_attention(
     ]
     if errors:
         raise UserError(dict.fromkeys(errors))
-    attentions, originals, notes = architecture.attention_layers(model), {}, []
+    attentions, notes = architecture.attention_layers(model), []
     keeps_function = init == "copy"
     for layer in layers:
         attention = attentions[layer]
-        originals[layer] = copy.deepcopy(attention).requires_grad_(False).eval()
         reference = next(attention.parameters())
         if init == "random":
             _redraw_projections(model, layer)
@@ -76,19 +76,44 @@ def replace_attention(
         notes.append(
             f"{shape.family} adds learned positions to the embeddings: they stay, position=toroidal adds nothing"
         )
-    return Surgery(list(layers), originals, keeps_function, notes)
+    return Surgery(list(layers), keeps_function, notes)
 
 
 def _redraw_projections(model: nn.Module, layer: int) -> None:
-    """Random projections of one attention layer, as the family initialises them: normal weights, zero biases."""
+    """Random projections of one attention layer, as the family initialises them: normal weights, zero biases.
+
+    As new parameters: the untouched model may hold the old ones (see `twin`).
+    """
     architecture = architecture_of(model.config.model_type)
     block = model.get_submodule(f"{architecture.blocks}.{layer}")
     for role, path in architecture.roles.items():
         if role.startswith("attention."):
             projection = block.get_submodule(path)
-            nn.init.normal_(projection.weight, std=model.config.initializer_range)
+            weight = torch.empty_like(projection.weight).normal_(std=model.config.initializer_range)
+            projection.weight = nn.Parameter(weight, requires_grad=False)
             if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+                projection.bias = nn.Parameter(torch.zeros_like(projection.bias), requires_grad=False)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a model for keeps: it holds the same parameters (not copies of them), so that it costs no memory.
+
+    What is done to the model's modules leaves it as it was. Parameters that are to be trained are parted first, by
+    `part`.
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+
+
+def part(original: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Give a twin its own frozen copies of those of its parameters that are about to change."""
+    changing = {id(parameter) for parameter in parameters}
+    copies: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for module in original.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in changing:
+                if id(parameter) not in copies:
+                    copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                module._parameters[name] = copies[id(parameter)]
 
 
 def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
@@ -99,6 +124,13 @@ def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, n
         for layer in layers
         for name, parameter in architecture.attention_layers(model)[layer].named_parameters()
     }
+
+
+def select_parameters(model: nn.Module, surgery: Surgery | None, which: Trained) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of what an end-to-end stage trains: the attention of the replaced layers, or the model."""
+    if which == "model":
+        return dict(model.named_parameters())
+    return attention_parameters(model, surgery.layers) if surgery else {}
 
 
 def thaw(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:

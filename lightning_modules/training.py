@@ -26,6 +26,8 @@ OWN_KEYS = (
     "gradient_clip_val",
     "early_stopping",
     "checkpoint_every_n_steps",
+    "gradient_checkpointing",
+    "loss_chunk_size",
 )
 
 
@@ -62,7 +64,7 @@ def fit(
     """
     clock, checkpoint = Throughput(), StepCheckpoint(folder, options["checkpoint_every_n_steps"])
     patience = options["early_stopping"]["patience"]
-    best = [BestWeights(**options["early_stopping"])] if patience and module.stage_name == "next_token" else []
+    best = [BestWeights(**options["early_stopping"])] if patience and module.stage.scope == "model" else []
     interval = options["val_check_interval"]
     with _quiet():
         trainer = _trainer(

@@ -6,11 +6,11 @@ a model's insides goes through it, so that a new family is supported by one new 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from registries.registry import Registry, UserError
+from registries.registry import Registry, UserError, nearest
 
 ARCHITECTURES = Registry("model family")
 
@@ -94,6 +94,28 @@ def architecture_of(model_type: str) -> Architecture:
             "roles=...)), in registries/architectures.py or in a module named in plugins=[...]"
         )
     return ARCHITECTURES.get(model_type)
+
+
+def resolve_roles(architecture: Architecture, roles: Sequence[str]) -> list[str]:
+    """The roles that role names and prefixes (`attention`, `mlp.up`) stand for, in the family's order.
+
+    Raises:
+        UserError: one of them names nothing in this family.
+    """
+    known = list(architecture.roles)
+    chosen = set()
+    for name in roles:
+        named = {role for role in known if role == name or role.startswith(f"{name}.")}
+        if not named:
+            raise UserError(f"role {name!r} is none of this model's{nearest(name, known)} Allowed: {', '.join(known)}")
+        chosen |= named
+    return [role for role in known if role in chosen]
+
+
+def modules_of_roles(architecture: Architecture, roles: Sequence[str], layers: Sequence[int]) -> list[str]:
+    """Full module names of the linear layers that play these roles in these layers."""
+    paths = [architecture.roles[role] for role in resolve_roles(architecture, roles)]
+    return [f"{architecture.blocks}.{layer}.{path}" for layer in layers for path in paths]
 
 
 def shape_of(config: Any) -> ModelShape:

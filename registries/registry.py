@@ -18,7 +18,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 
@@ -192,9 +192,9 @@ def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: 
         for key in arguments
         if key not in known and not takes_any
     }
-    fields = {
+    fields = {  # a dataclass is handed over by code, not by a config
         name: (
-            Any if item.annotation is item.empty else item.annotation,
+            Any if item.annotation is item.empty or is_dataclass(item.annotation) else item.annotation,
             ... if item.default is item.empty else item.default,
         )
         for name, item in named.items()

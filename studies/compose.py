@@ -30,6 +30,7 @@ from registries.plugins import import_plugins
 from registries.registry import UserError, nearest
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+LISTS = ("recovery",)  # groups that take a list of options
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
@@ -261,11 +262,26 @@ def _option(item: Override, allowed: Sequence[str]) -> tuple[str | None, list[st
     group, option = item.key_or_group, item.value()
     if item.is_delete():
         return None, [_deletion_error(item)]
+    if isinstance(option, list):
+        return _options(item, option, allowed)
     if option in allowed:
         return item.input_line, []
     error = f"{group}={option} is no option{nearest(option, allowed)} Allowed: {', '.join(allowed)}"
     close = difflib.get_close_matches(str(option), allowed, n=1)
     return (f"{item.get_key_element()}={close[0]}" if close else None), [error]
+
+
+def _options(item: Override, options: list, allowed: Sequence[str]) -> tuple[str | None, list[str]]:
+    """As `_option`, where a group takes several options in order (the stages of a recovery)."""
+    group = item.key_or_group
+    if group not in LISTS:
+        return None, [f"{item.input_line}: {group} takes one option. Allowed: {', '.join(allowed)}"]
+    wrong = [option for option in options if option not in allowed or option == "none"]
+    errors = [
+        f"{group}: {option} is no option{nearest(option, allowed)} Allowed: {', '.join(allowed)}" for option in wrong
+    ]
+    good = [option for option in options if option not in wrong]
+    return f"{item.get_key_element()}=[{','.join(good)}]", errors
 
 
 def _value_errors(item: Override, base: DictConfig) -> list[str]:

@@ -15,6 +15,7 @@ LIBRARIES = ("torch", "transformers", "lightning", "peft", "datasets", "mlflow",
 
 # Where and how a run is done, but not what it computes.
 _IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "output_dir", "cache_dir", "plugins"}
+_IRRELEVANT |= {"activations", "experiment", "size"}  # caching changes no result; the values that the others set count
 _IRRELEVANT_IN = {
     "trainer": {
         "devices",

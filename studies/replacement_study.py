@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ from safetensors.torch import load_file, save_file
 
 from data_modules.block_data_module import BlockDataModule
 from data_modules.token_cache import tensors_sha256
-from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate
+from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.preflight import logits, preflight, probe, require
+from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts
-from lightning_modules.stages import STAGES, Stage
-from lightning_modules.surgery import attention_parameters
-from lightning_modules.training import evaluate, fit
+from lightning_modules.stages import Stage
+from lightning_modules.training import fit
 from registries.registry import UserError
 from studies.curves import read_curves
-from studies.display import say, show_parameters, show_scores
+from studies.display import say, show_parameters
 from studies.figures import plot_losses
+from studies.fingerprint import code_version
 from studies.recording import Record
 from studies.run_folder import write_text
-from studies.scores import cached
+from studies.scores import Scores, cached, cached_scores, score
 
 SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 
@@ -37,28 +39,46 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     say("loading the model")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
-    _baseline(cfg, module, data, record)
+    baselines = _baseline(cfg, module, data, record)
     _surgery(cfg, module, data, record)
-    trained: dict[str, Any] = {}
-    for name, stage in _stages(cfg, module, data).items():
-        trained |= _train(cfg, module, data, record, name, stage)
-    _final(cfg, module, data, record, trained)
+    stages, trained = _stages(cfg, module, data), set()
+    for name, stage in stages.items():
+        trained |= {id(parameter) for parameter in _train(cfg, module, data, record, name, stage).values()}
+        last = name == list(stages)[-1]  # its score is the final one
+        if not last and f"{name}/loss" not in record.metrics:
+            say(f"scoring after {name}")
+            score(cfg, module, data, "validation").record(record, f"{name}/")
+    # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
+    parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
+    if parameters:
+        speed = _final(cfg, module, data, record, parameters, list(stages)[-1])
+    else:
+        speed = _unchanged(record, baselines)
+    _costs(module, record, parameters, speed)
+    _figure(record, list(stages))
 
 
-def _baseline(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
+def _baseline(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record
+) -> dict[str, Scores]:
     """The untouched model: scores on validation and test, and samples; from the cache where they are known."""
+    baselines = {}
     weights, samples = tensors_sha256(dict(module.model.named_parameters())), cfg["samples"]
     precision = cfg["trainer"]["precision"]
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
         key = ["score", weights, tensors_sha256({"blocks": data.blocks(split)}), precision, data.settings.batch_size]
-        scores, _ = cached(cfg["cache_dir"], key, lambda split=split: _score(cfg, module, data, split))
-        record.folder.result["baseline"] |= {f"{prefix}{name}": value for name, value in scores.items()}
-        record.folder.record(**{f"baseline/{prefix}{name}": value for name, value in _comparable(scores).items()})
+        scores = cached_scores(cfg["cache_dir"], key, lambda split=split: score(cfg, module, data, split))
+        baselines[prefix] = scores
+        machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
+        baseline = {f"{prefix}{name}": value for name, value in {**scores.metrics, **machine}.items()}
+        record.folder.result["baseline"] |= baseline
+        scores.record(record, f"baseline/{prefix}")
     if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
-        texts, _ = cached(cfg["cache_dir"], ["samples", weights, samples], lambda: {"texts": _samples(cfg, module)})
+        texts = cached(cfg["cache_dir"], ["samples", weights, samples], lambda: {"texts": _samples(cfg, module)})
         _write_samples(cfg, record, "before", texts["texts"])
+    return baselines
 
 
 def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
@@ -79,46 +99,24 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
         require(results)
     if "swap/loss" not in record.metrics:
         say("scoring after surgery, before training")
-        _record_scores(record, "swap/", _score(cfg, module, data, "validation"))
+        score(cfg, module, data, "validation").record(record, "swap/")
 
 
 def _stages(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> dict[str, Stage]:
-    """The stages of `recovery=none`: layer-wise transfer, then next-token training."""
-    stages: dict[str, Stage] = {}
-    surgery, replacement, trainer = module.surgery, cfg["replacement"], cfg["trainer"]
-    if surgery is not None and replacement["transfer_steps"]:
-        blocks = replacement["transfer_batch_size"]
-        stages["transfer"] = STAGES.build(
-            "transfer",
-            originals=surgery.originals,
-            steps=replacement["transfer_steps"],
-            blocks_per_step=blocks,
-            blocks_per_pass=blocks,
-            lr=replacement["transfer_lr"],
-        )
-    blocks = data.settings.batch_size * trainer["accumulate_grad_batches"]
-    steps = _next_token_steps(trainer, len(data.train_blocks), blocks)
-    if steps and (surgery is not None or not cfg["model"]["freeze"]):
-        stages["next_token"] = STAGES.build(
-            "next_token",
-            select=(lambda model: attention_parameters(model, surgery.layers))
-            if cfg["model"]["freeze"]
-            else (lambda model: dict(model.named_parameters())),
-            steps=steps,
-            blocks_per_step=blocks,
-            blocks_per_pass=data.settings.batch_size,
-            lr=cfg["optimizer"]["lr"],
-        )
+    """The stages of the recovery, with all that they share."""
+    weights = dict(module.original.named_parameters())
+    config = module.original.config.to_json_string(use_diff=False)
+    identity = {
+        "weights": tensors_sha256(weights),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "precision": cfg["trainer"]["precision"],
+        "code": code_version(),
+    }
+    blocks, size = len(data.train_blocks), data.settings.block_size
+    stages = build_stages(cfg, workspace(module, cfg, identity=identity, blocks=blocks, block_size=size))
     if not stages:
         say("nothing to train: no layer is replaced and model.freeze is true, or no steps are asked for")
     return stages
-
-
-def _next_token_steps(trainer: Mapping[str, Any], train_blocks: int, blocks_per_step: int) -> int:
-    limits = [trainer["max_steps"]] if trainer["max_steps"] >= 0 else []
-    if trainer["max_epochs"]:
-        limits.append(math.ceil(trainer["max_epochs"] * train_blocks / blocks_per_step))
-    return min(limits)
 
 
 def _train(
@@ -137,12 +135,14 @@ def _train(
         show_parameters(name, parameters)
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
-        say(f"{name}: {stage.steps} steps of {stage.blocks_per_step} x {data.settings.block_size} tokens{since}")
+        say(f"{name}: {stage.steps} steps of {stage.batch_size} x {data.settings.block_size} tokens{since}")
         for logger in record.loggers:
             logger.first_step = first_step
-        loader = data.fit_loader(stage.steps, start, stage.blocks_per_step, name)
+        loader = data.fit_loader(stage.steps, start, stage.batch_size, name)
         clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers)
         _save(parameters, folder / "weights.safetensors")
+        if stage.scope == "layers":
+            record.folder.record(**_held_out(module, stage, data, name))
         done[name] = {
             "steps": stage.steps,
             "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
@@ -151,10 +151,21 @@ def _train(
         }
         record.folder.write()
         (folder / "last.ckpt").unlink(missing_ok=True)  # it would only fill the disk: the stage is done
-    if name == "transfer" and "transfer/loss" not in record.metrics:
-        say("scoring after the transfer")
-        _record_scores(record, "transfer/", _score(cfg, module, data, "validation"))
     return parameters
+
+
+def _held_out(module: CausalLMModule, stage: Stage, data: BlockDataModule, name: str) -> dict[str, float]:
+    """The stage's loss, and its parts by layer, on the validation blocks; recorded as `<stage>/error...`."""
+    import torch
+
+    module.model.eval()
+    sums, count = Counter(), 0
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            _, terms, parts = stage.loss(module.model, batch["input_ids"].to(module.model.device))
+            count += terms
+            sums.update(parts)
+    return {f"{name}/{part}": (value / count).item() for part, value in sums.items()}
 
 
 def _completed_steps(folder: Path) -> int:
@@ -173,64 +184,57 @@ def _completed_steps(folder: Path) -> int:
 
 
 def _final(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, trained: dict[str, Any]
-) -> None:
-    """Save the trained weights; score on validation and test; samples, figure, and what it all cost."""
-    result = record.folder.result
-    if trained:
-        _save(trained, record.folder.path / TRAINED_WEIGHTS)
-        for prefix, split in (("val/", "validation"), ("test/", "test")):
-            say(f"final score on {split}")
-            scores = _score(cfg, module, data, split)
-            if split == "validation":
-                speed = scores
-            _record_scores(record, prefix, scores)
-        if (record.folder.path / "samples.json").is_file():
-            say("continuing the prompts with the trained model")
-            _write_samples(cfg, record, "after", _samples(cfg, module))
-    else:
-        speed = result["baseline"]
-        for prefix, place in (("val/", ""), ("test/", "test/")):
-            scores = {
-                name: value for name, value in result["baseline"].items() if name.startswith("test/") == bool(place)
-            }
-            _record_scores(record, prefix, {name.removeprefix(place): value for name, value in scores.items()})
-    stages = result.get("stages", {})
+    cfg: Mapping[str, Any],
+    module: CausalLMModule,
+    data: BlockDataModule,
+    record: Record,
+    trained: dict[str, Any],
+    last_stage: str,
+) -> Scores:
+    """Save the trained weights; score on validation (what is returned) and test; samples."""
+    _save(trained, record.folder.path / TRAINED_WEIGHTS)
+    say("final score on validation")
+    scores = score(cfg, module, data, "validation")
+    scores.record(record, f"{last_stage}/")
+    scores.record(record, "val/")
+    say("final score on test")
+    score(cfg, module, data, "test").record(record, "test/")
+    if (record.folder.path / "samples.json").is_file():
+        say("continuing the prompts with the trained model")
+        _write_samples(cfg, record, "after", _samples(cfg, module))
+    return scores
+
+
+def _unchanged(record: Record, baselines: Mapping[str, Scores]) -> Scores:
+    """Where nothing was trained, the final scores are those of the untouched model."""
+    for prefix, scores in baselines.items():
+        scores.record(record, prefix or "val/")
+    return baselines[""]
+
+
+def _costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], speed: Scores) -> None:
+    """Record parameters, time, throughput and memory."""
+    done = record.folder.result.get("stages", {})
     costs = {
         "params/trainable": sum(parameter.numel() for parameter in trained.values()),
         "params/total": sum(parameter.numel() for parameter in module.model.parameters()),
-        "time/eval_s": speed["seconds"],
-        "throughput/eval_tokens_per_s": speed["tokens_per_s"],
-        "time/train_s": sum(stage["seconds"] for stage in stages.values()),
+        "time/eval_s": speed.seconds,
+        "throughput/eval_tokens_per_s": speed.tokens_per_s,
+        "time/train_s": sum(stage["seconds"] for stage in done.values()),
         "memory/peak_mb": max(record.heartbeat.peak_mb(), record.metrics.get("memory/peak_mb", 0.0)),
     }
-    names = {"next_token": "throughput/train_tokens_per_s", "transfer": "throughput/transfer_tokens_per_s"}
-    costs |= {names[name]: stage["tokens_per_s"] for name, stage in stages.items()}
+    for name, stage in done.items():
+        label = "train" if name == "next_token" else name
+        costs[f"throughput/{label}_tokens_per_s"] = stage["tokens_per_s"]
     record.folder.record(**costs)
-    levels = {
-        name.removesuffix("/loss"): record.metrics[name]
-        for name in ("baseline/loss", "swap/loss", "transfer/loss", "val/loss")
-        if name in record.metrics
-    }
+
+
+def _figure(record: Record, stages: list[str]) -> None:
+    """The training curves, with the losses of the model's states as levels."""
+    names = ("baseline", "swap", *stages[:-1], "val")
+    levels = {name: record.metrics[f"{name}/loss"] for name in names if f"{name}/loss" in record.metrics}
     curves = {name: points for name, points in read_curves(record.folder.path).items() if name.endswith("/loss")}
     plot_losses(curves, levels, record.folder.path / "figures" / "loss.png")
-    show_scores(record.metrics)
-
-
-def _score(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, split: str) -> dict[str, float]:
-    return evaluate(module, data.loader(split), cfg["trainer"])
-
-
-def _comparable(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores without what the machine adds."""
-    return {name: value for name, value in scores.items() if name not in ("seconds", "tokens_per_s")}
-
-
-def _record_scores(record: Record, prefix: str, scores: Mapping[str, float]) -> None:
-    """Record scores under a prefix, with the ratio of perplexities to the untouched model's on the same tokens."""
-    baseline = record.metrics["baseline/test/ppl" if prefix == "test/" else "baseline/ppl"]
-    metrics = {f"{prefix}{name}": value for name, value in _comparable(scores).items()}
-    record.folder.record(**metrics, **{f"{prefix}ppl_ratio": scores["ppl"] / baseline})
 
 
 def _samples(cfg: Mapping[str, Any], module: CausalLMModule) -> list[str]:

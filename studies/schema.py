@@ -16,6 +16,7 @@ def root_options(
     skip_finished: bool = False,
     on_failure: Literal["continue", "stop"] = "continue",
     preflight: bool = True,
+    controls: list[Literal["original", "standard"]] | None = None,
     plugins: list[str] | None = None,
     output_dir: str = "outputs",
     cache_dir: str = "~/.cache/graftlab",
@@ -33,6 +34,10 @@ def sample_options(max_new_tokens: Annotated[int, Ge(0)] = 32, prompts: list[str
     """The keys of `samples`."""
 
 
+def activation_options(cache: bool = True, max_gb: Annotated[float, Gt(0)] = 20.0) -> None:
+    """The keys of `activations`."""
+
+
 def trainer_options(
     accelerator: str = "auto",
     devices: Annotated[int, Ge(1)] = 1,
@@ -41,6 +46,8 @@ def trainer_options(
     max_epochs: Annotated[int, Ge(1)] | None = None,
     val_check_interval: Annotated[int, Ge(1)] | None = 250,
     accumulate_grad_batches: Annotated[int, Ge(1)] = 1,
+    gradient_checkpointing: bool = False,
+    loss_chunk_size: Annotated[int, Ge(1)] | None = None,
     gradient_clip_val: Annotated[float, Gt(0)] | None = 1.0,
     log_every_n_steps: Annotated[int, Ge(1)] = 10,
     enable_progress_bar: bool = True,
@@ -64,17 +71,24 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong with a composed config (plain dicts), found without reading any weights."""
     import data_modules
     from lightning_modules import options
+    from lightning_modules.recovery import check_recovery
 
     groups = {key: value for key, value in cfg.items() if isinstance(value, Mapping)}
     top = {key: value for key, value in cfg.items() if key not in groups}
     score = {key: top.pop(key) for key in ("run", "split", "prompt") if key in top}
     errors = signature_errors(root_options, top, "the config") + signature_errors(score_options, score, "score")
     errors += signature_errors(sample_options, dict(cfg["samples"]), "samples")
-    errors += _trainer_errors(cfg["trainer"])
+    errors += signature_errors(activation_options, dict(cfg["activations"]), "activations")
+    errors += (trainer_errors := _trainer_errors(cfg["trainer"]))
     model_errors = options.check_model(cfg)
-    errors += model_errors + (options.check_replacement(cfg) if not model_errors else [])
+    surgery_errors = model_errors or options.check_replacement(cfg)
+    errors += surgery_errors
     dataset_errors = data_modules.check(cfg["dataset"])
     errors += options.check_optimizer(cfg) + dataset_errors
+    if not surgery_errors + trainer_errors + dataset_errors:
+        errors += check_recovery(cfg)
+    if cfg["controls"] and cfg["replacement"]["name"] == "none":
+        errors.append(f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced")
     return errors + (options.check_block_size(cfg) if not model_errors + dataset_errors else [])
 
 

@@ -1,27 +1,87 @@
-"""Scores of untouched models, computed once per (weights, tokens, dtype, code) and shared by all runs."""
+"""Scores of a model: measured in one way, recorded with their ratios, and cached for untouched models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_modules.block_data_module import BlockDataModule
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.training import evaluate
+from registries.registry import UserError
 from studies.fingerprint import code_version
+from studies.recording import Record
 from studies.run_folder import write_text
 
+DOCUMENTS = "documents.json"
 
-def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """What `compute` gave for this key, and whether it was computed now. A damaged entry is computed anew."""
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` measures.
+
+    Attributes:
+        metrics: loss, ppl, accuracy, bpb and losses of position groups.
+        documents: (summed nll in nats, scored tokens) per document.
+        seconds: that scoring took.
+        tokens_per_s: tokens scored per second.
+    """
+
+    metrics: dict[str, float]
+    documents: list[tuple[float, int]]
+    seconds: float
+    tokens_per_s: float
+
+    def record(self, record: Record, prefix: str) -> None:
+        """Record the metrics under a prefix, with the ratio of perplexities to the untouched model's on the same tokens."""
+        baseline = "baseline/test/ppl" if "test/" in prefix else "baseline/ppl"
+        metrics = {f"{prefix}{name}": value for name, value in self.metrics.items()}
+        if baseline in record.metrics:
+            metrics[f"{prefix}ppl_ratio"] = self.metrics["ppl"] / record.metrics[baseline]
+        record.folder.record(**metrics)
+        file = record.folder.path / DOCUMENTS
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        write_text(file, json.dumps(known | {prefix: self.documents}))
+
+
+def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -> Scores:
+    """Score a model on a split."""
+    metrics = evaluate(module, data.loader(split), cfg["trainer"])
+    seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
+    return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
+
+
+def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:
+    """The documents' scores that a run recorded under a prefix.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        return json.loads((folder / DOCUMENTS).read_text())[prefix]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} has no scores by document under {prefix!r}: run the study again") from error
+
+
+def cached_scores(cache_dir: str, key: list[Any], compute: Callable[[], Scores]) -> Scores:
+    """The scores for this key, computed once."""
+    return Scores(**cached(cache_dir, key, lambda: asdict(compute())))
+
+
+def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` gave for this key and this code. A damaged entry is computed anew."""
     digest = hashlib.sha256(json.dumps([*key, code_version()], sort_keys=True).encode()).hexdigest()[:24]
     file = Path(cache_dir).expanduser() / "scores" / f"{digest}.json"
     if file.is_file():
         try:
-            return json.loads(file.read_text()), False
+            return json.loads(file.read_text())
         except ValueError:
             print(f"the cached score {file} is damaged: it is computed anew")
     value = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(value))
-    return value, True
+    return value

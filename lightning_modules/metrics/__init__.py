@@ -1,5 +1,6 @@
 """Metrics, as torchmetrics metrics: state that adds up over batches and processes."""
 
-from lightning_modules.metrics.token_nll import TokenNLL, token_nll
+from lightning_modules.metrics.document_nll import DocumentNLL
+from lightning_modules.metrics.token_nll import TokenNLL
 
-__all__ = ["TokenNLL", "token_nll"]
+__all__ = ["DocumentNLL", "TokenNLL"]

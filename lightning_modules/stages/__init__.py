@@ -2,35 +2,98 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from data_modules.activations import ActivationCache
+    from lightning_modules.surgery import Surgery
 
 from registries.registry import Registry
 
 STAGES = Registry("recovery stage", package="lightning_modules.stages")
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """What the stages of a run share.
+
+    Attributes:
+        original: the untouched model, a twin of the one that trains.
+        tokenizer: of both.
+        surgery: what was done to the model; None: nothing.
+        activations: the cache of what frozen layers compute.
+        identity: what the activations of the untouched model depend on beside layer and tokens.
+        changes: the surgery and the recovery of this run, as plain data.
+        blocks: training blocks.
+        block_size: tokens of a block.
+        batch_size: blocks of one forward pass through the whole model.
+        loss_chunk_size: tokens whose logits exist at a time in an end-to-end loss; None: those of a whole pass.
+    """
+
+    original: nn.Module
+    tokenizer: Any
+    surgery: Surgery | None
+    activations: ActivationCache
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    blocks: int = 0
+    block_size: int = 0
+    batch_size: int = 1
+    loss_chunk_size: int | None = None
+
+
+class Loss(NamedTuple):
+    """A loss summed over a batch.
+
+    Attributes:
+        total: the sum, differentiable.
+        count: how many terms (tokens) it sums.
+        parts: name -> sum of a part that is worth a curve of its own, over as many terms; detached.
+    """
+
+    total: Tensor
+    count: int
+    parts: Mapping[str, Tensor] = {}
+
+
 class Stage(Protocol):
     """One stage of training.
 
+    Built with its keys of the config and `workspace`. A key `steps`, `lr` or `batch_size` of None is filled in before.
+
     Attributes:
         steps: optimizer steps.
-        blocks_per_step: blocks that one step sees.
-        blocks_per_pass: blocks of one forward pass; a step's gradients are summed over its passes.
         lr: peak learning rate.
+        batch_size: blocks that one step sees.
+        scope: `layers` if layers learn by themselves (None means `replacement.transfer_*`), `model` if the loss is of
+            the whole model (None means the trainer's steps, the optimizer's rate, the dataset's batches).
+        pass_size: blocks of one forward pass; a step's gradients are summed over its passes.
+        imitates: whether the target is what the untouched model computes (so that such a model has nothing to learn).
     """
 
     steps: int
-    blocks_per_step: int
-    blocks_per_pass: int
     lr: float
+    batch_size: int
+    pass_size: int
+    scope: ClassVar[Literal["layers", "model"]]
+    imitates: ClassVar[bool]
+
+    def prepare(self, model: nn.Module) -> None:
+        """Put in place what the stage adds to the model. A trained model is loaded after the same preparation."""
+        ...
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Full name -> parameter of exactly what this stage trains."""
         ...
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> tuple[Tensor, int]:
-        """Sum of the loss over a batch (batch, length), and how many terms it sums (tokens)."""
+    def start(self, model: nn.Module) -> None:
+        """Called once before the first step, when the parameters are thawed: reserve room, load a teacher."""
+        ...
+
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        """The loss of a batch (batch, length)."""
         ...

@@ -1,30 +1,48 @@
-"""Next-token training."""
+"""Next-token training: the negative log-likelihood of the text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.metrics.token_nll import token_nll
-from lightning_modules.stages import STAGES
+from lightning_modules.objectives import EndToEnd
+from lightning_modules.stages import STAGES, Loss, Workspace
+from lightning_modules.surgery import Trained, select_parameters
 
 
 @STAGES.register("next_token")
 @dataclass
 class NextToken:
-    """Trains `select(model)` on the negative log-likelihood of the text."""
+    """Trains the replaced attention, or the whole model, to predict the text.
 
-    select: Callable[[nn.Module], dict[str, nn.Parameter]]
-    steps: int
-    blocks_per_step: int
-    blocks_per_pass: int
-    lr: float
+    Args:
+        train: `replaced` trains the attention of the replaced layers, `model` every weight.
+    """
+
+    workspace: Workspace
+    steps: Annotated[int, Ge(1)] | None = None
+    lr: Annotated[float, Gt(0)] | None = None
+    batch_size: Annotated[int, Ge(1)] | None = None
+    train: Trained = "replaced"
+
+    scope: ClassVar[str] = "model"
+    imitates: ClassVar[bool] = False
+
+    @property
+    def pass_size(self) -> int:
+        return min(self.workspace.batch_size, self.batch_size)
+
+    def prepare(self, model: nn.Module) -> None:
+        pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return self.select(model)
+        return select_parameters(model, self.workspace.surgery, self.train)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> tuple[Tensor, int]:
-        nll = token_nll(model(input_ids=input_ids, use_cache=False).logits, input_ids)
-        return nll.sum(), nll.numel()
+    def start(self, model: nn.Module) -> None:
+        self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size)
+
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        return self._objective(model, input_ids)

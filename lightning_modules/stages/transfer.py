@@ -1,98 +1,81 @@
 """Layer-wise transfer: each replaced attention layer learns to reproduce the original's output on its input.
 
 The same idea as attention transfer in LoLCATs (arXiv 2410.10254). All replaced layers learn in one pass, each from
-the hidden states of the original model, so that none has to put up with the errors of those below it.
+the hidden states of the original model, so that none has to put up with the errors of those below it. Inputs and
+outputs of the original layers come from the activation cache: no other layer runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.stages import STAGES
+from lightning_modules.frozen import CallsByShape, FrozenStates
+from lightning_modules.imitation import AttentionWeights, relative_error
+from lightning_modules.stages import STAGES, Loss, Workspace
 from lightning_modules.surgery import attention_parameters
 from registries.architectures import architecture_of
-
-# SmolLM2, layer 0, depth 4, 400 steps, perplexity on 48 blocks over the original's: 1.0004 with 10, 1.0173 with 0,
-# where one block's loss is 0.36 nats too high.
-EARLY_WEIGHT = 10.0
 
 
 @STAGES.register("transfer")
 @dataclass
 class Transfer:
-    """Trains the attention layers whose originals are given on the relative error of their output.
+    """Trains the replaced attention layers on the relative error of their output (see `relative_error`).
 
-    The loss of the token at position t is w_t |output - original output|^2 / |original output|^2 with
-    w_t = 1 + EARLY_WEIGHT / (1 + t). Relative to each token's own size, as otherwise the few tokens with huge outputs
-    are all that counts. Early positions weigh more: they see few others, and the first is the one that heads rest on
-    (the attention sink); where its output is wrong, the whole text breaks.
+    Args:
+        attention_weight: weight of a second term, the divergence of each layer's attention weights from the
+            original's, per token and averaged over heads.
     """
 
-    originals: Mapping[int, nn.Module]
-    steps: int
-    blocks_per_step: int
-    blocks_per_pass: int
-    lr: float
+    workspace: Workspace
+    steps: Annotated[int, Ge(1)] | None = None
+    lr: Annotated[float, Gt(0)] | None = None
+    batch_size: Annotated[int, Ge(1)] | None = None
+    attention_weight: Annotated[float, Ge(0)] = 0.0
+
+    scope: ClassVar[str] = "layers"
+    imitates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        original, self.layers = self.workspace.original, self.workspace.surgery.layers
+        architecture = architecture_of(original.config.model_type)
+        self._paths = {layer: architecture.attention_path(layer) for layer in self.layers}
+        wanted = {
+            f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")
+        }
+        self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
+        self._calls = CallsByShape(original, list(self._paths.values()))
+        self._weights = AttentionWeights(original, self.layers) if self.attention_weight else None
+
+    @property
+    def pass_size(self) -> int:
+        return self.batch_size
+
+    def prepare(self, model: nn.Module) -> None:
+        pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return attention_parameters(model, list(self.originals))
+        return attention_parameters(model, self.layers)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> tuple[Tensor, int]:
-        total = torch.zeros((), device=input_ids.device)
-        for layer, (args, kwargs, target) in self._record(model, input_ids).items():
-            attention = architecture_of(model.config.model_type).attention_layers(model)[layer]
-            error = attention(*args, **kwargs)[0].float() - target.float()
-            relative = error.square().sum(-1) / target.float().square().sum(-1).clamp_min(1e-12)
-            positions = torch.arange(relative.shape[1], device=relative.device)
-            total = total + (relative * (1 + EARLY_WEIGHT / (1 + positions))).sum() / len(self.originals)
-        return total, input_ids.numel()
+    def start(self, model: nn.Module) -> None:
+        self._states.reserve(min(self.workspace.blocks, self.steps * self.batch_size), self.workspace.block_size)
 
-    def _record(self, model: nn.Module, input_ids: Tensor) -> dict[int, tuple[tuple, dict[str, Any], Tensor]]:
-        """layer -> what the original model calls that layer's attention with, and the output it gets.
-
-        Nothing above the highest replaced layer's attention runs.
-        """
-        records: dict[int, tuple[tuple, dict[str, Any], Tensor]] = {}
-        hooks = []
-        for layer, original in self.originals.items():
-
-            def record(module, args, kwargs, output, layer=layer):
-                records[layer] = (args, kwargs, output[0])
-                if layer == max(self.originals):
-                    raise _HighestLayerDone
-
-            hooks.append(original.register_forward_hook(record, with_kwargs=True))
-        try:
-            with torch.no_grad(), _originals_in_place(model, self.originals):
-                model.base_model(input_ids=input_ids, use_cache=False)
-        except _HighestLayerDone:
-            return records
-        finally:
-            for hook in hooks:
-                hook.remove()
-        raise RuntimeError("the original attention layers were never called")
-
-
-class _HighestLayerDone(Exception):
-    """Ends a forward pass of which the rest is not needed."""
-
-
-@contextmanager
-def _originals_in_place(model: nn.Module, originals: Mapping[int, nn.Module]) -> Iterator[None]:
-    """The model with its original attention layers, for as long as the context lasts."""
-    architecture = architecture_of(model.config.model_type)
-    replaced = {architecture.attention_path(layer): module for layer, module in originals.items()}
-    current = {path: model.get_submodule(path) for path in replaced}
-    try:
-        for path, module in replaced.items():
-            model.set_submodule(path, module)
-        yield
-    finally:
-        for path, module in current.items():
-            model.set_submodule(path, module)
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        states, calls = self._states(input_ids), self._calls(input_ids)
+        total, parts = torch.zeros((), device=input_ids.device), {}
+        for layer, path in self._paths.items():
+            attention, call = model.get_submodule(path), calls[path]
+            hidden, target = states[f"{layer} input"], states[f"{layer} output"]
+            if self._weights is None:
+                output = call(attention, hidden)
+            else:
+                output, divergence = self._weights.compare(layer, attention, call, hidden)
+                total = total + self.attention_weight * divergence
+                parts[f"weights_layer_{layer}"] = divergence.detach()
+            error = relative_error(output, target, target).sum()
+            total, parts[f"error_layer_{layer}"] = total + error, error.detach()
+        return Loss(total / len(self.layers), input_ids.numel(), parts)

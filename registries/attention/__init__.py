@@ -22,6 +22,10 @@ class AttentionCore(Protocol):
     own_positions: bool
     keeps_function: bool
 
+    # Optional: `weights(query, key, mask, scaling, query_start, key_start)`, how much each query position looks at each
+    # key position, (batch, heads, queries, keys); the transfer of attention weights needs it. And `repeatable = False`
+    # for a core that does not compute the same when it is called again, which forbids gradient checkpointing.
+
     def __call__(
         self,
         query: Tensor,

@@ -21,6 +21,12 @@ Backend = Literal["auto", "reference", "sdpa", "flex"]
 # and key slice l (axis 2); -inf forbids. Hashable (a frozen dataclass), so that what was built once is found again.
 ScoreBias = Callable[[Tensor], Tensor]
 
+
+def no_bias(offsets: Tensor) -> Tensor:
+    """The `ScoreBias` of plain attention: none."""
+    return torch.zeros(len(offsets), 1, 1, device=offsets.device)
+
+
 # The fastest of several on a CPU with AVX-512, by benchmarks/attention_cost.py. More rows see more keys in vain (those
 # after them), fewer cost more calls. Kernels of slices narrower than 16 are slow (or missing, in flex): zero channels
 # added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
@@ -68,13 +74,38 @@ def attend(
     return run(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout)[..., :width]
 
 
-def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+def position_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    mask: Tensor | None,
+    bias: ScoreBias,
+    scaling: float,
+    depth: int,
+    query_start: int,
+    key_start: int,
+) -> Tensor:
+    """How much each query position looks at each key position, (batch, heads, queries, keys); arguments as `attend`.
+
+    The mean over a position's query slices of the sum over the other's key slices, so that rows sum to 1.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
+    weights = _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start)
+    return weights.unflatten(-1, (-1, depth)).sum(-1).unflatten(-2, (-1, depth)).mean(-2)
+
+
+def _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start):
     queries, keys = query.shape[2] // depth, key.shape[2] // depth
     offsets = _offsets(queries, keys, query_start - key_start, query.device)
     allowed = _spread((offsets >= 0)[None, None] if mask is None else mask, depth)
     scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, offsets)
     # The lowest finite number instead of -inf: a padding query that may see nothing gets some average, not NaN.
-    weights = scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
+    return scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
+
+
+def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+    weights = _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start)
     return torch.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
 
 

@@ -5,6 +5,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
+from registries.attention.backends import no_bias, position_weights
 
 
 @ATTENTION.register("standard")
@@ -26,3 +27,8 @@ class StandardAttention(nn.Module):
             mask = query.new_ones(query.shape[2], key.shape[2]).tril(query_start - key_start).bool()
             causal = False
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
+
+    def weights(self, query, key, mask, scaling, query_start, key_start):
+        """How much each query looks at each key, (batch, heads, queries, keys)."""
+        starts = {"query_start": query_start, "key_start": key_start}
+        return position_weights(query, key, mask=mask, bias=no_bias, scaling=scaling, depth=1, **starts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Lt
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
-from registries.attention.backends import Backend, attend
+from registries.attention.backends import Backend, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
 
 
@@ -113,23 +113,37 @@ class ToroidalAttention(nn.Module):
         self.keeps_function = depth == 1 and lambda_distance == 0 and unmixed and not self.own_positions
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
-        query, key = self._slices(query, query_start), self._slices(key, key_start)
-        if self.log_temperature is not None:
-            query = query * (-self.log_temperature).exp()[:, None, None].to(query.dtype)
         output = attend(
-            query,
-            key,
+            *self._query_key(query, key, query_start, key_start),
             value.unflatten(-1, (self.depth, -1)).flatten(2, 3),
-            mask=mask,
-            bias=self.bias,
-            scaling=scaling * math.sqrt(self.depth),  # a slice has 1 / depth of the head's channels
-            depth=self.depth,
-            query_start=query_start,
-            key_start=key_start,
+            **self._scores(mask, scaling, query_start, key_start),
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
         return self.fusion(output.unflatten(2, (-1, self.depth)).flatten(3))
+
+    def weights(self, query, key, mask, scaling, query_start, key_start):
+        """How much each query position looks at each key position, (batch, heads, queries, keys)."""
+        return position_weights(
+            *self._query_key(query, key, query_start, key_start),
+            **self._scores(mask, scaling, query_start, key_start),
+        )
+
+    def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
+        return {
+            "mask": mask,
+            "bias": self.bias,
+            "scaling": scaling * math.sqrt(self.depth),  # a slice has 1 / depth of the head's channels
+            "depth": self.depth,
+            "query_start": query_start,
+            "key_start": key_start,
+        }
+
+    def _query_key(self, query: Tensor, key: Tensor, query_start: int, key_start: int) -> tuple[Tensor, Tensor]:
+        query, key = self._slices(query, query_start), self._slices(key, key_start)
+        if self.log_temperature is not None:
+            query = query * (-self.log_temperature).exp()[:, None, None].to(query.dtype)
+        return query, key
 
     def _slices(self, states: Tensor, start: int) -> Tensor:
         """(batch, heads, length, head width) -> (batch, heads, length * depth, slice width)."""

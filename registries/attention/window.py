@@ -1,7 +1,7 @@
 """A sliding window on a ring: attention to the positions at most `window` steps away, the long way round included."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
-from registries.attention.backends import Backend, attend
+from registries.attention.backends import Backend, attend, position_weights
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,13 @@ class WindowAttention(nn.Module):
         self.bias, self.backend = CircularWindow(window, period), backend
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
-        return attend(
-            query,
-            key,
-            value,
-            mask=mask,
-            bias=self.bias,
-            scaling=scaling,
-            depth=1,
-            query_start=query_start,
-            key_start=key_start,
-            backend=self.backend,
-        )
+        scores = self._scores(mask, scaling, query_start, key_start)
+        return attend(query, key, value, **scores, backend=self.backend)
+
+    def weights(self, query, key, mask, scaling, query_start, key_start):
+        """How much each query looks at each key, (batch, heads, queries, keys)."""
+        return position_weights(query, key, **self._scores(mask, scaling, query_start, key_start))
+
+    def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
+        starts = {"query_start": query_start, "key_start": key_start}
+        return {"mask": mask, "bias": self.bias, "scaling": scaling, "depth": 1, **starts}

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from lightning_modules.metrics import TokenNLL, token_nll
+from lightning_modules.metrics import TokenNLL
+from lightning_modules.nll import token_nll
 from registries.models.random import byte_tokenizer
 
 VOCABULARY = 11

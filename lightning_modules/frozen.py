@@ -1,0 +1,199 @@
+"""What frozen parts of a model compute: taken from the activation cache, so that each block of text passes once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.activations import ActivationCache, place
+from data_modules.token_cache import tensors_sha256
+from lightning_modules.stages import Workspace
+from registries.architectures import architecture_of
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module is called with beside hidden states: rotary codes, masks, positions."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def __call__(self, module: nn.Module, states: Tensor) -> Tensor:
+        """What a module makes of hidden states (batch, length, hidden) when it is called so."""
+        return _states_of(module(states, *self.args, **self.kwargs))
+
+
+class Record(NamedTuple):
+    """One call of a module with the hidden states that went in and came out, (batch, length, hidden) each."""
+
+    call: Call
+    input: Tensor
+    output: Tensor
+
+
+@torch.no_grad()
+def record_calls(model: nn.Module, paths: Sequence[str], input_ids: Tensor) -> dict[str, Record]:
+    """Module name -> its call in a forward pass of the model's body; nothing runs after the last of them.
+
+    Raises:
+        RuntimeError: one of the modules was not called.
+    """
+    calls: dict[str, Record] = {}
+
+    def record(path: str, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        kwargs = dict(kwargs)
+        states, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), args)
+        calls[path] = Record(Call(args, kwargs), states, _states_of(output))
+        if len(calls) == len(paths):
+            raise _AllRecorded
+
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda module, args, kwargs, output, path=path: record(path, args, kwargs, output), with_kwargs=True
+        )
+        for path in paths
+    ]
+    try:
+        model.base_model(input_ids=input_ids, use_cache=False)
+    except _AllRecorded:
+        return calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise RuntimeError(f"of {list(paths)}, only {list(calls)} were called")
+
+
+class _AllRecorded(Exception):
+    """Ends a forward pass of which the rest is not needed."""
+
+
+def _states_of(output: Any) -> Tensor:
+    """Attention layers of transformers return (hidden states, weights), blocks hidden states alone."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class CallsByShape:
+    """How a model calls some of its modules on texts of a shape, as far as that does not depend on the tokens.
+
+    Nothing of it does, as blocks have no padding; so one forward pass per shape tells it.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]):
+        self.model, self.paths = model, list(paths)
+        self._known: dict[tuple[int, ...], dict[str, Call]] = {}
+
+    def __call__(self, input_ids: Tensor) -> dict[str, Call]:
+        """Module name -> its call, for texts of the shape of `input_ids` (batch, length)."""
+        if input_ids.shape not in self._known:
+            records = record_calls(self.model, self.paths, input_ids)
+            self._known[input_ids.shape] = {path: record.call for path, record in records.items()}
+        return self._known[input_ids.shape]
+
+
+class FrozenStates:
+    """Hidden states that go in and out of modules of a frozen model, by block of text.
+
+    Args:
+        model: a causal LM in evaluation mode, of which nothing that these states depend on changes.
+        wanted: name -> (module name, which side of it).
+        cache: where they are kept.
+        identity: what the states depend on beside the module and the tokens: weights, dtype, code.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Mapping[str, tuple[str, Side]],
+        cache: ActivationCache,
+        identity: Mapping[str, Any],
+    ):
+        self.model, self.wanted, self.cache = model, dict(wanted), cache
+        self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
+
+    def reserve(self, blocks: int, block_size: int) -> bool:
+        """Make room in the cache for that many blocks. Returns whether they will be kept."""
+        config = self.model.config.get_text_config()
+        entry_bytes = block_size * config.hidden_size * self.model.dtype.itemsize
+        return self.cache.reserve(list(self.places.values()), blocks, entry_bytes)
+
+    def __call__(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Name -> (batch, length, hidden) for a batch (batch, length) of blocks."""
+        found = self.cache.fetch(list(self.places.values()), input_ids, self._compute)
+        return {name: found[where] for name, where in self.places.items()}
+
+    def _compute(self, block: Tensor) -> dict[str, Tensor]:
+        calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), block)
+        return {self.places[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
+
+
+class FrozenPrefix:
+    """The layers below the lowest one that trains: they run once per block of text, then their output is read back.
+
+    Args:
+        model: of which exactly what trains requires gradients.
+        workspace: of the run.
+    """
+
+    def __init__(self, model: nn.Module, workspace: Workspace):
+        self.model, self.blocks = model, architecture_of(model.config.model_type).blocks
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.layers = lowest_layer(trained, self.blocks)
+        self.states: FrozenStates | None = None
+        if self.layers:
+            identity = dict(workspace.identity)
+            if self._changed(workspace):
+                weights = tensors_sha256(self._parameters(model))
+                identity |= {"changes": workspace.changes, "weights below": weights}
+            last = f"{self.blocks}.{self.layers - 1}"
+            self.states = FrozenStates(model, {"states": (last, "output")}, workspace.activations, identity)
+
+    def reserve(self, blocks: int, block_size: int) -> None:
+        """Make room in the cache for that many blocks."""
+        if self.states is not None:
+            self.states.reserve(blocks, block_size)
+
+    def _changed(self, workspace: Workspace) -> bool:
+        """Whether surgery or an earlier stage has changed anything below."""
+        if workspace.surgery and workspace.surgery.layers[0] < self.layers:
+            return True
+        ours, theirs = self._parameters(self.model), self._parameters(workspace.original)
+        return ours.keys() != theirs.keys() or any(ours[name] is not theirs[name] for name in ours)
+
+    def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """All parameters but those of the layers above (norm and head do no harm)."""
+        above = tuple(f"{self.blocks}.{layer}." for layer in range(self.layers, model.config.num_hidden_layers))
+        return {name: tensor for name, tensor in model.named_parameters() if not name.startswith(above)}
+
+    @contextmanager
+    def read_back(self, input_ids: Tensor) -> Iterator[None]:
+        """Within this context, a forward pass of the model on `input_ids` starts at the lowest layer that trains."""
+        if self.states is None:
+            yield
+            return
+        states = self.states(input_ids)["states"]
+        below = list(self.model.get_submodule(self.blocks))[: self.layers]
+        for block in below:
+            block.forward = _pass_on
+        below[-1].forward = lambda *args, **kwargs: states
+        try:
+            yield
+        finally:
+            for block in below:
+                del block.forward  # the instance's own, which hides that of its class
+
+
+def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def lowest_layer(trained: Sequence[str], blocks: str) -> int:
+    """The lowest layer in which one of these parameters lies; 0 where one lies outside of all layers."""
+    layers = [name.removeprefix(f"{blocks}.").partition(".")[0] for name in trained]
+    return min((int(layer) if layer.isdigit() else 0 for layer in layers), default=0)

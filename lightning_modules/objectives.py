@@ -1,0 +1,109 @@
+"""End-to-end objectives of a language model, summed over tokens, with the vocabulary in chunks where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+from torch.utils.checkpoint import checkpoint
+
+from lightning_modules.frozen import FrozenPrefix
+from lightning_modules.nll import token_nll
+from lightning_modules.stages import Loss, Workspace
+from lightning_modules.teacher import Teacher, final_states, output_logits
+
+Objective = Literal["next_token", "kl"]
+
+
+class EndToEnd:
+    """The objective of a stage that trains through the whole model; layers below what trains run once per block.
+
+    Args:
+        model: of which exactly what the stage trains requires gradients.
+        workspace: of the run.
+        blocks: training blocks that the stage sees, repetitions included.
+        objective: `next_token`: the negative log-likelihood of the text; `kl`: the divergence from a teacher.
+        temperature, teacher: of the divergence; see `divergence` and `Teacher`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        workspace: Workspace,
+        blocks: int,
+        objective: Objective = "next_token",
+        temperature: float = 1.0,
+        teacher: str | None = None,
+    ):
+        self.chunk_size, self.temperature = workspace.loss_chunk_size, temperature
+        self.prefix = FrozenPrefix(model, workspace)
+        self.teacher = Teacher(workspace, teacher) if objective == "kl" else None
+        for part in filter(None, (self.prefix, self.teacher)):
+            part.reserve(min(workspace.blocks, blocks), workspace.block_size)
+
+    def __call__(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        """The loss of a batch (batch, length): all but its first tokens count."""
+        teacher_states = self.teacher.final_states(input_ids) if self.teacher else None
+        with self.prefix.read_back(input_ids):
+            if self.teacher is None:
+                total = next_token_nll(model, input_ids, self.chunk_size)
+            else:
+                total = divergence(
+                    model, self.teacher.model, input_ids, teacher_states, self.temperature, self.chunk_size
+                )
+        return Loss(total, input_ids[:, 1:].numel())
+
+
+def next_token_nll(model: nn.Module, input_ids: Tensor, chunk_size: int | None = None) -> Tensor:
+    """Summed negative log-likelihood of every token of (batch, length) given those before it.
+
+    Args:
+        chunk_size: tokens whose logits exist at a time; the backward pass computes them again. None: all at once.
+    """
+    if chunk_size is None:
+        return token_nll(model(input_ids=input_ids, use_cache=False).logits, input_ids).sum()
+    hidden = final_states(model, input_ids)[:, :-1].flatten(0, 1)
+    targets = input_ids[:, 1:].flatten()
+
+    def nll(hidden: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output_logits(model, hidden).float(), targets, reduction="sum")
+
+    return _summed(nll, chunk_size, hidden, targets)
+
+
+def divergence(
+    model: nn.Module,
+    teacher: nn.Module,
+    input_ids: Tensor,
+    teacher_states: Tensor,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Summed KL divergence KL(teacher || model) of the next-token distributions, times temperature squared.
+
+    The distributions are softened by the temperature (Hinton et al., arXiv 1503.02531); the square keeps the size of
+    the gradients. Like the negative log-likelihood, it is summed over all but the last position.
+
+    Args:
+        teacher_states: final hidden states of the teacher, (batch, length, its width).
+    """
+    hidden = final_states(model, input_ids)[:, :-1].flatten(0, 1)
+    target = teacher_states[:, :-1].flatten(0, 1)
+
+    def divergence(hidden: Tensor, target: Tensor) -> Tensor:
+        ours = (output_logits(model, hidden).float() / temperature).log_softmax(-1)
+        with torch.no_grad():
+            theirs = (output_logits(teacher, target).float() / temperature).log_softmax(-1)
+        return kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
+
+    return _summed(divergence, chunk_size or len(hidden), hidden, target)
+
+
+def _summed(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int, *rows: Tensor) -> Tensor:
+    if chunk_size >= len(rows[0]):
+        return function(*rows)
+    chunks = zip(*(tensor.split(chunk_size) for tensor in rows), strict=True)
+    return torch.stack([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]).sum()

@@ -1,0 +1,141 @@
+"""The stages of a run (config group `recovery`): which they are, what is wrong with them, and how they are built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_modules.options import build_source
+from lightning_modules.stages import STAGES, Stage, Workspace
+from registries import ATTENTION
+from registries.architectures import architecture_of, resolve_roles, shape_of
+from registries.layers import resolve_layers
+from registries.models.pretrained import PretrainedModel
+from registries.registry import UserError
+
+Plan = dict[str, dict[str, Any]]
+
+
+def recovery_plan(cfg: Mapping[str, Any]) -> Plan:
+    """Stage -> its keys, in order.
+
+    `recovery=none` stands for `replacement.transfer_steps` of transfer, then `trainer.max_steps` of next-token training,
+    each left out where it has no steps or nothing to train.
+    """
+    if cfg["recovery"]:
+        return {name: dict(keys) for name, keys in cfg["recovery"].items()}
+    plan: Plan = {}
+    operated, frozen = cfg["replacement"]["name"] != "none", cfg["model"]["freeze"]
+    if operated and cfg["replacement"]["transfer_steps"]:
+        plan["transfer"] = {}
+    if trainer_steps(cfg["trainer"]) != 0 and (operated or not frozen):
+        plan["next_token"] = {"train": "replaced" if frozen else "model"}
+    return plan
+
+
+def build_stages(cfg: Mapping[str, Any], workspace: Workspace) -> dict[str, Stage]:
+    """The stages of a config, with nothing left open."""
+    return {
+        name: STAGES.build(name, workspace=workspace, **_filled_in(name, keys, cfg, workspace.blocks))
+        for name, keys in recovery_plan(cfg).items()
+    }
+
+
+def check_recovery(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.recovery`, for a model and a replacement that are right."""
+    errors = []
+    for name, keys in (cfg["recovery"] or {}).items():
+        wrong = STAGES.check(name, keys, {"workspace"})
+        errors += wrong or [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
+    if cfg["trainer"]["gradient_checkpointing"] and not _allows_checkpointing(cfg):
+        errors.append(
+            f"trainer.gradient_checkpointing=true: replacement {cfg['replacement']['name']!r} forbids it, since it does "
+            "not compute the same twice; set it to false"
+        )
+    return errors
+
+
+def _stage_errors(cfg: Mapping[str, Any], name: str, keys: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a stage whose keys have the right types, each starting with what follows its name."""
+    errors, operated = [], cfg["replacement"]["name"] != "none"
+    scope, filled = STAGES.get(name).scope, _filled_in(name, keys, cfg, 0)
+    if filled["steps"] == 0:
+        general = "replacement.transfer_steps" if scope == "layers" else "trainer.max_steps"
+        errors.append(f".steps=null takes {general}, which is 0: the stage trains nothing")
+    if not operated and "replaced" in (keys.get("train"), keys.get("layers"), scope == "layers" and "replaced"):
+        also = {"train": "train=model", "layers": "layers=all"}
+        others = "".join(f", or {option}" for key, option in also.items() if keys.get(key) == "replaced")
+        errors.append(f" trains nothing: no layer is replaced. Choose a replacement{others}")
+    if keys.get("attention_weight") and operated and not hasattr(_core(cfg), "weights"):
+        errors.append(
+            f".attention_weight: {cfg['replacement']['name']!r} does not tell its attention weights; set it to 0"
+        )
+    if not operated and name == "kl" and keys["teacher"] is None:
+        errors.append(" imitates the untouched model, which this is: choose a replacement or a teacher")
+    return errors + _lora_errors(cfg, keys) + _teacher_errors(cfg, keys)
+
+
+def _lora_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
+    config, errors = build_source(cfg).config(), []
+    if config is None or "roles" not in keys:
+        return []
+    shape = shape_of(config)
+    try:
+        resolve_roles(architecture_of(shape.family), keys["roles"])
+    except UserError as error:
+        errors += [f".roles: {message}" for message in error.messages]
+    try:
+        if keys["layers"] != "replaced":
+            resolve_layers(keys["layers"], shape.num_layers)
+    except UserError as error:
+        errors += [f".{message}; or replaced" for message in error.messages]
+    return errors
+
+
+def _teacher_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
+    if keys.get("teacher") is None:
+        return []
+    ours, theirs = build_source(cfg).config(), PretrainedModel(keys["teacher"]).config()
+    if theirs is None or ours is None:  # a hub model that is not here: told when it is loaded
+        return []
+    sizes = shape_of(theirs).vocab_size, shape_of(ours).vocab_size
+    if sizes[0] == sizes[1]:
+        return []
+    return [
+        f".teacher={keys['teacher']} has a vocabulary of {sizes[0]} tokens, the model has {sizes[1]}: take one "
+        "with the same tokenizer"
+    ]
+
+
+def _core(cfg: Mapping[str, Any]) -> Any:
+    return ATTENTION.get(cfg["replacement"]["name"])
+
+
+def _allows_checkpointing(cfg: Mapping[str, Any]) -> bool:
+    return cfg["replacement"]["name"] == "none" or getattr(_core(cfg), "repeatable", True)
+
+
+def trainer_steps(trainer: Mapping[str, Any], train_blocks: int = 0, batch_size: int = 1) -> int | None:
+    """Optimizer steps that `trainer.max_steps` and `trainer.max_epochs` ask for.
+
+    Without the number of training blocks, only 0 is sure; None where it depends on them.
+    """
+    limits = [trainer["max_steps"]] if trainer["max_steps"] >= 0 else []
+    if trainer["max_epochs"] and train_blocks:
+        limits.append(math.ceil(trainer["max_epochs"] * train_blocks / batch_size))
+    return min(limits, default=None)
+
+
+def _filled_in(name: str, keys: Mapping[str, Any], cfg: Mapping[str, Any], train_blocks: int) -> dict[str, Any]:
+    """The keys of a stage, with the general settings where it has none of its own."""
+    given = {key: value for key, value in keys.items() if value is not None}
+    replacement, dataset, trainer = cfg["replacement"], cfg["dataset"], cfg["trainer"]
+    if STAGES.get(name).scope == "layers":
+        general = {key: replacement[f"transfer_{key}"] for key in ("steps", "lr", "batch_size")}
+    else:
+        general = {"lr": cfg["optimizer"]["lr"]}
+        general["batch_size"] = dataset["batch_size"] * trainer["accumulate_grad_batches"]
+        batch_size = given.get("batch_size", general["batch_size"])
+        general["steps"] = trainer_steps(trainer, train_blocks, batch_size)
+    return {**keys, **general, **given}

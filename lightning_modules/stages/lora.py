@@ -1,0 +1,72 @@
+"""LoRA on chosen roles, end to end."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from lightning_modules.objectives import EndToEnd, Objective
+from lightning_modules.stages import STAGES, Loss, Workspace
+from registries.architectures import architecture_of, modules_of_roles
+from registries.layers import resolve_layers
+
+ADAPTER = "recovery"
+
+
+@STAGES.register("lora")
+@dataclass
+class LoRA:
+    """Trains low-rank additions (Hu et al., arXiv 2106.09685; PEFT's) to linear layers, and nothing else.
+
+    Args:
+        roles: which linear layers: roles such as `attention.value`, or a prefix such as `attention`.
+        layers: `replaced`, or a layer spec.
+        rank: of the additions.
+        alpha: they are scaled by alpha / rank.
+        dropout: share of their inputs dropped in training.
+        objective: `next_token`, or `kl` to the untouched model.
+    """
+
+    workspace: Workspace
+    steps: Annotated[int, Ge(1)] | None = None
+    lr: Annotated[float, Gt(0)] | None = None
+    batch_size: Annotated[int, Ge(1)] | None = None
+    roles: list[str] = field(default_factory=lambda: ["attention"])
+    layers: str | int | list[int] = "replaced"
+    rank: Annotated[int, Ge(1)] = 8
+    alpha: Annotated[float, Gt(0)] = 16.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    objective: Objective = "next_token"
+
+    scope: ClassVar[str] = "model"
+    imitates: ClassVar[bool] = False
+
+    @property
+    def pass_size(self) -> int:
+        return min(self.workspace.batch_size, self.batch_size)
+
+    def prepare(self, model: nn.Module) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        replaced = self.workspace.surgery.layers if self.workspace.surgery else []
+        layers = replaced if self.layers == "replaced" else resolve_layers(self.layers, model.config.num_hidden_layers)
+        targets = modules_of_roles(architecture_of(model.config.model_type), self.roles, layers)
+        config = LoraConfig(
+            target_modules=targets, r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, bias="none"
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in model.named_parameters() if f".{ADAPTER}." in name}
+
+    def start(self, model: nn.Module) -> None:
+        self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size, self.objective)
+
+    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        return self._objective(model, input_ids)

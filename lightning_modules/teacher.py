@@ -1,0 +1,68 @@
+"""The model whose next-token distributions another one learns to give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.activations import place
+from data_modules.token_cache import tensors_sha256
+from lightning_modules.stages import Workspace
+from registries import UserError
+from registries.models.pretrained import PretrainedModel
+
+FINAL = "final hidden states"
+
+
+class Teacher:
+    """The untouched model, or another one with the same vocabulary. Its final hidden states are cached.
+
+    Args:
+        workspace: of the run.
+        path: folder or hub id of another model; None: the untouched model.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+
+    def __init__(self, workspace: Workspace, path: str | None = None):
+        self.cache, self.model, identity = workspace.activations, workspace.original, dict(workspace.identity)
+        if path is not None:
+            self.model = _load(path, workspace)
+            identity |= {"weights": tensors_sha256(dict(self.model.named_parameters()))}
+        self.place = place(**identity, module=FINAL, side="output")
+        self.width = self.model.config.get_text_config().hidden_size
+
+    def reserve(self, blocks: int, block_size: int) -> bool:
+        """Make room in the cache for that many blocks. Returns whether they will be kept."""
+        return self.cache.reserve([self.place], blocks, block_size * self.width * self.model.dtype.itemsize)
+
+    @torch.no_grad()
+    def final_states(self, input_ids: Tensor) -> Tensor:
+        """Hidden states that go into the teacher's output head, (batch, length, its width)."""
+        compute = lambda block: {self.place: final_states(self.model, block)}  # noqa: E731
+        return self.cache.fetch([self.place], input_ids, compute)[self.place]
+
+
+def _load(path: str, workspace: Workspace) -> nn.Module:
+    source, ours = PretrainedModel(path), workspace.tokenizer
+    theirs = source.tokenizer()
+    if theirs.get_vocab() != ours.get_vocab():
+        raise UserError(
+            f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
+            f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
+        )
+    model = source.model(workspace.original.dtype).requires_grad_(False).eval()
+    return model.to(workspace.original.device)
+
+
+def final_states(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Hidden states that go into the output head, (batch, length, hidden)."""
+    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits of final hidden states, as the model itself computes them."""
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap

@@ -1,0 +1,59 @@
+"""Controls of a replacement study: what the same training does without the replacement."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_modules.options import surgery_options
+from lightning_modules.recovery import recovery_plan
+from lightning_modules.stages import STAGES
+from registries.registry import parameters
+from studies.comparison import ppl_ratio
+from studies.recording import Record
+from studies.run_folder import RunFolder
+from studies.scores import read_documents
+
+CONTROLS = {
+    "original": "the unmodified model, given the same training of the same layers' attention",
+    "standard": "the same layers with standard attention from random weights, given the same recovery",
+}
+
+RATIOS = {"original": "ppl_ratio_control", "standard": "ppl_ratio_standard"}  # control -> metric of the ratio to it
+
+
+def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
+    """The config of a control: same data, order, steps and rates; it is a run of its own, which others may share."""
+    changed = copy.deepcopy(dict(cfg))
+    shared = {key: value for key, value in cfg["replacement"].items() if key in parameters(surgery_options)}
+    plan = recovery_plan(cfg)
+    if control == "original":
+        # It has nothing to learn from imitating itself; weight decay would even move it.
+        plan = {name: keys for name, keys in plan.items() if not STAGES.get(name).imitates}
+    changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}
+    changed["recovery"] = plan
+    if not plan:
+        changed["replacement"]["transfer_steps"], changed["trainer"]["max_steps"] = 0, 0
+    return changed | {"controls": [], "skip_finished": True, "resume": "auto"}
+
+
+def record_ratios(record: Record, controls: Mapping[str, RunFolder]) -> None:
+    """Record the ratios of perplexities to the untouched model and to each control, with confidence intervals."""
+    result = record.folder.result
+    result["controls"] = {name: folder.path.name for name, folder in controls.items()}
+    for prefix in ("val/", "test/"):
+        ours = read_documents(record.folder.path, prefix)
+        baseline = read_documents(record.folder.path, "baseline/" + prefix.removeprefix("val/"))
+        references = {"ppl_ratio": baseline}
+        for name, folder in controls.items():
+            references[RATIOS[name]] = read_documents(folder.path, prefix)
+            loss = folder.result["metrics"][f"{prefix}loss"]
+            record.folder.record(
+                **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": math.exp(loss)}
+            )
+        for name, documents in references.items():
+            ratio = ppl_ratio(ours, documents)
+            ends = {f"{prefix}{name}_low": ratio.low, f"{prefix}{name}_high": ratio.high}
+            record.folder.record(**{f"{prefix}{name}": ratio.value, **ends})

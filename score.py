@@ -3,6 +3,7 @@
 python score.py run=outputs/runs/<run> dataset=text dataset.path=notes.txt split=all
 python score.py model=tiny_phi dataset=pydoc
 python score.py run=outputs/runs/<run> 'prompt=The capital of France is'
+python score.py run=outputs/runs/<run> 'tasks=[arc_easy]'
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 
 def score(cfg: Any) -> dict[str, Any]:
-    """Score what `cfg.run` or `cfg.model` names on `cfg.dataset`, or continue `cfg.prompt`.
+    """Score what `cfg.run` or `cfg.model` names on `cfg.dataset` or `cfg.tasks`, or continue `cfg.prompt`.
 
     Returns:
-        `loss`, `ppl`, `bpb`, `accuracy` and the tokens they were measured on; or `text`, the continuation.
+        `loss`, `ppl`, `bpb`, `accuracy` and the tokens they were measured on; task -> metric -> value; or `text`, the
+        continuation.
     """
     from data_modules import build_data_module
     from data_modules.token_cache import tensors_sha256
@@ -23,6 +25,7 @@ def score(cfg: Any) -> dict[str, Any]:
     from lightning_modules.options import build_source
     from lightning_modules.samples import continue_texts
     from lightning_modules.training import evaluate
+    from studies.harness import run_tasks
 
     cfg = plain(cfg)
     module = None
@@ -36,6 +39,10 @@ def score(cfg: Any) -> dict[str, Any]:
         module = module or load_language_model(cfg, source, tokenizer)
         (text,) = continue_texts(module.model, tokenizer, [cfg["prompt"]], cfg["samples"]["max_new_tokens"])
         return {"prompt": cfg["prompt"], "text": text}
+    if cfg["tasks"]:
+        module = module or load_language_model(cfg, source, tokenizer)
+        options = {key: cfg[key] for key in ("task_path", "limit", "num_fewshot")}
+        return run_tasks(module, cfg["tasks"], **options, batch_size=cfg["dataset"]["batch_size"])
     data = build_data_module(cfg, tokenizer)
     blocks = data.blocks(cfg["split"])
     module = module or load_language_model(cfg, source, tokenizer)

@@ -19,6 +19,7 @@ from data_modules.blocks import (
     EndlessBlocks,
     StepSampler,
     choose_spread,
+    doubling_groups,
     one_document_each,
     pack,
 )
@@ -96,9 +97,11 @@ class BlockDataModule(LightningDataModule):
         """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
         return None if self._is_synthetic else token_bytes(self.tokenizer)
 
-    def position_groups(self, block_size: int | None = None) -> dict[str, slice] | None:
-        """Groups of target positions whose loss is reported apart, or None; target i is a block's token i + 1."""
-        return self._source.position_groups(block_size or self.settings.block_size) if self._is_synthetic else None
+    def position_groups(self, block_size: int | None = None) -> dict[str, slice]:
+        """Groups of target positions whose loss is reported apart; target i is a block's token i + 1."""
+        block_size = block_size or self.settings.block_size
+        groups = self._source.position_groups(block_size) if self._is_synthetic else None
+        return {**(groups or {}), **(doubling_groups(block_size) if self.settings.loss_by_position else {})}
 
     def describe(self) -> dict[str, Any]:
         """Name, sha256 of the tokens used, blocks, tokens and bytes per split, and the warnings.

@@ -18,6 +18,7 @@ class BlockSettings:
         block_size: tokens per block; a block of n tokens has n - 1 targets.
         batch_size: blocks per forward pass.
         num_workers: processes that load batches; the batches are the same for any number of them.
+        loss_by_position: report the loss of positions 0-255, 256-511, 512-1023, ... apart.
     """
 
     block_size: Annotated[int, Ge(2)] = 512
@@ -26,6 +27,7 @@ class BlockSettings:
     test_size: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 1
     num_workers: Annotated[int, Ge(0)] = 0
+    loss_by_position: bool = False
 
     def size(self, split: str) -> int | None:
         """The number of blocks asked for in `train`, `validation` or `test`."""

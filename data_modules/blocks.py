@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -45,13 +46,27 @@ def one_document_each(tokens: torch.Tensor) -> Blocks:
 
 
 def choose_spread(count: int, size: int) -> torch.Tensor:
-    """Numbers of `size` of `count` blocks, in order: one at random from each of `size` equal stretches, always the same.
+    """Numbers of `size` of `count` blocks, in order: one at random of each of `size` equal stretches, always the same.
 
     `size` is at most `count`.
     """
     edges = torch.arange(size + 1) * count // size
     offsets = torch.rand(size, generator=generator("choose_spread"), dtype=torch.float64)
     return edges[:-1] + (offsets * edges.diff()).long()
+
+
+def doubling_groups(block_size: int) -> dict[str, slice]:
+    """Groups of positions 0-255, 256-511, 512-1023, ... of a block; the last one ends with the block."""
+    edges = [0, 256]
+    while edges[-1] < block_size:
+        edges.append(2 * edges[-1])
+    ends = [min(edge, block_size) for edge in edges]
+    # Target i is token i + 1, so the tokens from start to end are the targets from start - 1 to end - 1.
+    return {
+        f"positions_{start}_{end - 1}": slice(max(start - 1, 0), end - 1)
+        for start, end in pairwise(ends)
+        if end - 1 > max(start - 1, 0)
+    }
 
 
 class BlockDataset(Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def check_path(path: str | None) -> list[str]:
 
 
 def read_path(
-    path: str, field: str = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
+    path: str, field: str | Sequence[str] = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
 ) -> dict[str, list[Document]]:
     """The documents of a file or folder, by split.
 
@@ -44,7 +44,7 @@ def read_path(
     the other); everything else is split by document.
 
     Args:
-        field: the column that holds the text in .json, .jsonl and .parquet files.
+        field: the column that holds the text in .json, .jsonl and .parquet files; of several, a line for each.
         rows_are_lines: rows of such files are lines of WikiText articles rather than documents.
         encoding: of plain text files.
 
@@ -74,12 +74,12 @@ def read_path(
 
 
 def read_file(
-    file: Path, root: Path, field: str = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
+    file: Path, root: Path, field: str | Sequence[str] = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
 ) -> list[Document]:
     """The documents of one file, in order. Names start with the file's path below `root`."""
     label = file.relative_to(root).as_posix() if file != root else file.name
     if file.suffix.lower() in TABLE_FORMATS:
-        rows = _read_column(file, field)
+        rows = _read_columns(file, [field] if isinstance(field, str) else field)
         if rows_are_lines:
             return list(wikitext_articles(rows, label))
         return [Document(f"{label}:{index}", row) for index, row in enumerate(rows) if row]
@@ -180,8 +180,8 @@ def _read_text(file: Path, encoding: str) -> str:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _read_column(file: Path, field: str) -> list[str]:
-    """The rows of one column; an empty (null) cell is an empty text."""
+def _read_columns(file: Path, fields: Sequence[str]) -> list[str]:
+    """The rows of some columns, a line for each column; an empty (null) cell is an empty text."""
     from datasets import load_dataset
 
     data_format = TABLE_FORMATS[file.suffix.lower()]
@@ -190,14 +190,14 @@ def _read_column(file: Path, field: str) -> list[str]:
     except Exception as error:  # whatever the parsers of the two formats raise
         raise UserError(f"{file} cannot be read as {data_format}: {error}") from error
     columns = list(rows[0]) if rows else []
-    if field not in columns:
-        raise UserError(
-            f"{file} has no column {field!r}. Set dataset.field to one of: {', '.join(columns) or '(none)'}"
-        )
-    texts = [row[field] or "" for row in rows]
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(
-            f"{file}: column {field!r} holds {type(wrong).__name__}, not text. Set dataset.field to another"
-        )
-    return texts
+    for field in fields:
+        if field not in columns:
+            raise UserError(
+                f"{file} has no column {field!r}. Set dataset.field to one of: {', '.join(columns) or '(none)'}"
+            )
+        wrong = next((row[field] for row in rows if not isinstance(row[field] or "", str)), None)
+        if wrong is not None:
+            raise UserError(
+                f"{file}: column {field!r} holds {type(wrong).__name__}, not text. Set dataset.field to another"
+            )
+    return ["\n".join(row[field] or "" for field in fields) for row in rows]

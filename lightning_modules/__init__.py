@@ -7,7 +7,7 @@ from typing import Any
 from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.stages import STAGES
 
-__all__ = ["OPTIMIZERS", "STAGES", "build_module", "load_module"]
+__all__ = ["OPTIMIZERS", "STAGES", "build_module", "load_exported", "load_module"]
 
 
 def build_module(cfg: Any) -> Any:
@@ -22,3 +22,10 @@ def load_module(run_dir: Any) -> Any:
     from lightning_modules import building
 
     return building.load_module(run_dir)
+
+
+def load_exported(folder: Any) -> tuple[Any, Any]:
+    """The model and the tokenizer of a folder that `studies.export` wrote."""
+    from lightning_modules import exported
+
+    return exported.load_exported(folder)

@@ -20,8 +20,8 @@ Plan = dict[str, dict[str, Any]]
 def recovery_plan(cfg: Mapping[str, Any]) -> Plan:
     """Stage -> its keys, in order.
 
-    `recovery=none` stands for `replacement.transfer_steps` of transfer, then `trainer.max_steps` of next-token training,
-    each left out where it has no steps or nothing to train.
+    `recovery=none` stands for `replacement.transfer_steps` of transfer, then `trainer.max_steps` of next-token
+    training, each left out where it has no steps or nothing to train.
     """
     if cfg["recovery"]:
         return {name: dict(keys) for name, keys in cfg["recovery"].items()}
@@ -50,8 +50,8 @@ def check_recovery(cfg: Mapping[str, Any]) -> list[str]:
         errors += wrong or [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
     if cfg["trainer"]["gradient_checkpointing"] and not _allows_checkpointing(cfg):
         errors.append(
-            f"trainer.gradient_checkpointing=true: replacement {cfg['replacement']['name']!r} forbids it, since it does "
-            "not compute the same twice; set it to false"
+            f"trainer.gradient_checkpointing=true: replacement {cfg['replacement']['name']!r} forbids it, since it "
+            "does not compute the same twice; set it to false"
         )
     return errors
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from registries.registry import UserError
 
-FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, 8-15"
+FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, spread:4, 8-15; first:25%"
 
 
 def resolve_layers(spec: str | int | Sequence[int], num_layers: int) -> list[int]:
     """The layer indices (0 to num_layers - 1, ascending) that a spec names.
 
-    `ends:n` is the first n and the last n; `every:n` is 0, n, 2n, ...; `8-15` includes both; negative indices count
-    from the end.
+    `ends:n` is the first n and the last n; `every:n` is 0, n, 2n, ...; `spread:n` is n of equal distance, from 0 on;
+    `8-15` includes both; negative indices count from the end. `first`, `last`, `ends` and `spread` also take a share of
+    all layers, at least one: `first:25%`.
 
     Raises:
         UserError: no such form, a layer out of range, or a layer named twice.
@@ -43,8 +44,11 @@ def _named(spec: str, num_layers: int) -> list[int]:
         return every
     if span := re.fullmatch(r"(\d+)-(\d+)", spec):
         return list(range(int(span[1]), int(span[2]) + 1))
-    if counted := re.fullmatch(r"(first|last|ends|every):([1-9]\d*)", spec):
-        form, count = counted[1], int(counted[2])
+    if counted := re.fullmatch(
+        r"(?:(first|last|ends|every|spread):([1-9]\d*)|(first|last|ends|spread):(\d+\.?\d*)%)", spec
+    ):
+        form, count = counted[1] or counted[3], counted[2]
+        count = int(count) if count else max(1, round(num_layers * float(counted[4]) / 100))
         if count > num_layers:
             raise UserError(f"layers={spec!r} asks for {count} layers, but this model has {num_layers}")
         return {
@@ -52,6 +56,7 @@ def _named(spec: str, num_layers: int) -> list[int]:
             "last": every[-count:],
             "ends": sorted({*every[:count], *every[-count:]}),
             "every": every[::count],
+            "spread": [index * num_layers // count for index in range(count)],
         }[form]
     if re.fullmatch(r"-?\d+", spec):
         return [int(spec)]

@@ -24,10 +24,11 @@ class Ratio(NamedTuple):
 def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
     """Perplexity over the reference's, on the same documents.
 
-    The logarithm of the ratio is the mean difference of loss per token, sum(d_i) / sum(n_i) over documents with n_i
-    tokens and difference d_i: a ratio estimate over clusters, whose standard error is sqrt(k / (k - 1) sum((d_i - r n_i)^2))
-    / sum(n_i) with k documents (Cochran, Sampling Techniques, 3rd ed., equation 6.13). The interval is Student's with k - 1
-    degrees of freedom; what both models find hard about a document cancels. With one document it is unbounded.
+    The logarithm of the ratio is the mean difference of loss per token, r = sum(d_i) / sum(n_i) over documents with
+    n_i tokens and difference d_i: a ratio estimate over k clusters, whose standard error is
+    sqrt(k / (k - 1) sum((d_i - r n_i)^2)) / sum(n_i) (Cochran, Sampling Techniques, 3rd ed., equation 6.13). The
+    interval is Student's with k - 1 degrees of freedom; what both models find hard about a document cancels. With one
+    document it is unbounded.
 
     Raises:
         UserError: the documents are not the same.

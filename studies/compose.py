@@ -63,11 +63,11 @@ def check(cfg: DictConfig) -> list[str]:
         return [str(error).split("\n")[0]]
 
 
-def check_command_line(overrides: Sequence[str], multirun: bool, config_name: str) -> list[str]:
+def check_command_line(overrides: Sequence[str], multirun: bool, config_name: str) -> tuple[list[str], bool]:
     """Check the job, or every job of a sweep, that these overrides ask for.
 
     Returns:
-        The overrides to hand to Hydra.
+        The overrides to hand to Hydra, and whether it is a sweep: asked for, or because the experiment is one.
 
     Raises:
         UserError: every error of every job, each once.
@@ -75,6 +75,11 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
     start = load_plugins(overrides)
     errors: list[str] = []
     parsed = _parse(overrides, errors)
+    axes = _experiment_axes(parsed, config_name, start)
+    if axes:
+        multirun, start = True, [*start, "hydra.sweeper.params=null"]  # they are given one by one
+        given = {item.key_or_group for item in parsed}
+        parsed += _parse([line for key, line in axes.items() if key not in given], errors)
     swept = [item for item in parsed if item.is_sweep_override()]
     if swept and not multirun:
         line = swept[0].input_line
@@ -88,7 +93,23 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
     if errors:
         raise UserError(dict.fromkeys(errors))
     swept_groups = {item.key_or_group for item in swept}
-    return [*(_in_sweep(item, swept_groups) for item in parsed), *start]
+    return [*(_in_sweep(item, swept_groups) for item in parsed), *start], multirun
+
+
+def _experiment_axes(parsed: Sequence[Override], config_name: str, start: Sequence[str]) -> dict[str, str]:
+    """Key -> override of what the experiment that was asked for sweeps over (its `hydra.sweeper.params`)."""
+    if "experiment" not in {item.key_or_group for item in parsed}:
+        return {}
+    size = [item.input_line for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
+    with _hydra(), suppress(HydraException, OmegaConfBaseException):  # what is wrong is told with all other errors
+        cfg = hydra_compose(config_name, [*start, *size], return_hydra_config=True)
+        axes = cfg.hydra.sweeper.params or {}
+        return {key: f"{key}={_choices(axes[key])}" for key in axes}
+    return {}
+
+
+def _choices(values: Any) -> str:
+    return ",".join(map(str, values)) if OmegaConf.is_list(values) else str(values)
 
 
 def _in_sweep(item: Override, swept: set[str]) -> str:

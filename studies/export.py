@@ -1,34 +1,59 @@
-"""Write a finished run's model as a Hugging Face folder that transformers alone can load.
+"""Write a finished run's model as a Hugging Face folder.
 
 python -m studies.export outputs/runs/<run> <folder> [float32|float16|bfloat16]
+
+Where surgery or LoRA has changed the model, `lightning_modules.load_exported(folder)` loads it; otherwise transformers
+alone does.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from registries.registry import UserError
+from studies.run_folder import write_text
 
 
-def export(run: Path, folder: Path, dtype: str = "float32") -> None:
-    """Save the model of `run` and its tokenizer to `folder`, with weights in `dtype`.
+def export(run: Path, folder: Path, dtype: str | None = None) -> None:
+    """Save the model of `run` and its tokenizer to `folder`.
 
-    Raises:
-        UserError: its attention was replaced, which transformers alone cannot load.
+    Args:
+        dtype: of the weights; None keeps each in the dtype that it has in the run.
     """
     import torch
 
     from lightning_modules import load_module
+    from lightning_modules.exported import SURGERY_FILE
+    from lightning_modules.recovery import recovery_plan
 
     module = load_module(run)
-    if module.surgery is not None:
-        raise UserError(
-            f"{run} has replaced attention layers {module.surgery.layers}, which transformers alone cannot load; "
-            "lightning_modules.load_module(run) loads it"
-        )
-    module.model.to(getattr(torch, dtype)).save_pretrained(folder)
+    result = json.loads((run / "result.json").read_text())
+    model = module.model if dtype is None else module.model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
     module.tokenizer.save_pretrained(folder)
+    added = {
+        "replacement": result["config"]["replacement"],
+        "layers": result.get("layers", []),
+        "recovery": recovery_plan(result["config"]) if result.get("stages") else {},
+        "plugins": result["config"]["plugins"],
+    }
+    if module.surgery is not None or "lora" in added["recovery"]:
+        write_text(folder / SURGERY_FILE, json.dumps(added, indent=2))
+        write_text(folder / "README.md", _card(run, result))
+
+
+def _card(run: Path, result: dict[str, Any]) -> str:
+    metrics, config = result["metrics"], result["config"]
+    return (
+        f"# {config['model']['name']} after surgery\n\n"
+        f"Attention of layers {result.get('layers', [])}: {config['replacement']['name']}. Validation perplexity "
+        f"{metrics['val/ppl']:.4f}, the untouched model's {metrics['baseline/ppl']:.4f} ({run.name}).\n\n"
+        "transformers alone would load it without the new attention. Load it with Graftlab:\n\n"
+        "```python\nfrom lightning_modules import load_exported\n\nmodel, tokenizer = load_exported(folder)\n```\n"
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str]
         else:
             from studies.compose import check_command_line
 
-            overrides = check_command_line(options.overrides, options.multirun, config_name)
+            overrides, sweeping = check_command_line(options.overrides, options.multirun, config_name)
+            if sweeping and not options.multirun:
+                arguments.append("--multirun")
     except UserError as error:
         exit_with(error)
     for line in options.overrides:

@@ -144,7 +144,7 @@ def _train(
         if stage.scope == "layers":
             record.folder.record(**_held_out(module, stage, data, name))
         done[name] = {
-            "steps": stage.steps,
+            "steps": module.trainer.global_step,  # fewer than planned where training stopped early
             "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
             "seconds": clock.seconds,
             "tokens_per_s": clock.tokens_per_s,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from registries.registry import signature_errors
+from registries.registry import parameters, signature_errors
 
 
 def root_options(
@@ -25,7 +26,13 @@ def root_options(
 
 
 def score_options(
-    run: str | None = None, split: Literal["validation", "test", "all"] = "validation", prompt: str | None = None
+    run: str | None = None,
+    split: Literal["validation", "test", "all"] = "validation",
+    prompt: str | None = None,
+    tasks: list[str] | None = None,
+    task_path: str | None = None,
+    limit: Annotated[int, Ge(1)] | None = None,
+    num_fewshot: Annotated[int, Ge(0)] | None = None,
 ) -> None:
     """The keys that only score.py has."""
 
@@ -75,8 +82,10 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
 
     groups = {key: value for key, value in cfg.items() if isinstance(value, Mapping)}
     top = {key: value for key, value in cfg.items() if key not in groups}
-    score = {key: top.pop(key) for key in ("run", "split", "prompt") if key in top}
+    score = {key: top.pop(key) for key in parameters(score_options) if key in top}
     errors = signature_errors(root_options, top, "the config") + signature_errors(score_options, score, "score")
+    if score.get("task_path") and not Path(score["task_path"]).expanduser().is_dir():
+        errors.append(f"task_path={score['task_path']!r} is no folder (looked from {Path.cwd()})")
     errors += signature_errors(sample_options, dict(cfg["samples"]), "samples")
     errors += signature_errors(activation_options, dict(cfg["activations"]), "activations")
     errors += (trainer_errors := _trainer_errors(cfg["trainer"]))

@@ -37,7 +37,7 @@ class Scores:
     tokens_per_s: float
 
     def record(self, record: Record, prefix: str) -> None:
-        """Record the metrics under a prefix, with the ratio of perplexities to the untouched model's on the same tokens."""
+        """Record the metrics under a prefix, with the ratio of perplexities to the untouched model's."""
         baseline = "baseline/test/ppl" if "test/" in prefix else "baseline/ppl"
         metrics = {f"{prefix}{name}": value for name, value in self.metrics.items()}
         if baseline in record.metrics:

@@ -9,7 +9,7 @@ import yaml
 import train
 from data_modules import DATASETS
 from data_modules.block_settings import BlockSettings
-from lightning_modules import OPTIMIZERS
+from lightning_modules import OPTIMIZERS, STAGES
 from lightning_modules.options import model_options, optimizer_options, surgery_options
 from registries import ATTENTION, MODELS
 from registries.registry import defaults, parameters
@@ -25,6 +25,8 @@ REGISTRIES = {
 SUPPLIED = {"shape", "parameters", "cache_dir"}  # by the code that builds, not by the config
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTRIES and name != "none"]
+
+SAVES_MEMORY = {"accumulate_grad_batches": 16, "gradient_checkpointing": True, "loss_chunk_size": 256}
 
 # Where the value of a YAML is a choice for that option, and the default in the code one for use without a config.
 CHOSEN = {
@@ -48,6 +50,20 @@ def code_defaults(group, name):
 def test_options_and_components_have_the_same_names(group):
     options = {name for folder, name in OPTIONS if folder == group} - {"none"}
     assert options == set(REGISTRIES[group][0].names())
+
+
+def test_stages_have_a_yaml_each_with_their_keys_and_defaults():
+    assert {name for folder, name in OPTIONS if folder == "recovery"} == {"none", *STAGES.names()}
+    for name in STAGES.names():
+        text = (CONF / "recovery" / f"{name}.yaml").read_text()
+        assert text.startswith(f"# @package recovery.{name}\n")
+        values, code = content("recovery", name), defaults(STAGES.get(name))
+        assert set(values) == set(parameters(STAGES.get(name))) - {"workspace"}
+        lists = {"roles": ["attention"]}  # a field with a factory has no default in the signature
+        chosen = {"lr": 1e-3} if name == "lora" else {}  # about ten times that of full training
+        assert {key: _number(value) for key, value in values.items()} == {
+            key: {**code, **lists, **chosen}[key] for key in values
+        }
 
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
@@ -74,15 +90,19 @@ def test_trainers_have_the_keys_and_defaults_of_the_schema(name):
     values, code = content("trainer", name), defaults(schema.trainer_options)
     stopping = values.pop("early_stopping")
     assert values.pop("name") == name
-    assert values.pop("accelerator") == name
-    assert values == {key: value for key, value in code.items() if key not in ("accelerator", "early_stopping")}
+    assert values.pop("accelerator") == name.removesuffix("_8gb")
+    expected = {key: value for key, value in code.items() if key not in ("accelerator", "early_stopping")}
+    assert values == expected | SAVES_MEMORY if name == "gpu_8gb" else expected
     assert stopping == defaults(schema.early_stopping_options)
 
 
 def test_the_top_of_the_config_has_the_keys_and_defaults_of_the_schema():
     values, code = yaml.safe_load((CONF / "config.yaml").read_text()), defaults(schema.root_options)
-    code |= {"plugins": [], "cache_dir": '${oc.env:GRAFTLAB_CACHE,"~/.cache/graftlab"}'}
-    assert {key: value for key, value in values.items() if key not in ("defaults", "hydra", "samples")} == code
+    code |= {"plugins": [], "controls": [], "cache_dir": '${oc.env:GRAFTLAB_CACHE,"~/.cache/graftlab"}'}
+    parts = ("defaults", "hydra", "samples", "activations", "recovery")
+    assert {key: value for key, value in values.items() if key not in parts} == code
+    assert values["recovery"] == {}
+    assert values["activations"] == defaults(schema.activation_options)
     assert values["samples"].keys() == parameters(schema.sample_options).keys()
     assert values["samples"]["max_new_tokens"] == defaults(schema.sample_options)["max_new_tokens"]
     score = yaml.safe_load((CONF / "score.yaml").read_text())
@@ -95,8 +115,12 @@ def test_the_top_of_the_config_has_the_keys_and_defaults_of_the_schema():
 def test_every_option_is_a_valid_config(group, name, text_path, monkeypatch):
     monkeypatch.setattr(schema, "_has_gpu", lambda: True)
     path = [f"dataset.path={text_path}"] if name == "text" else []
-    cfg = train.compose([f"{group}={name}", *path])
-    assert cfg[group].name == name
+    operated = ["replacement=toroidal"] if group == "recovery" else []
+    cfg = train.compose([f"{group}={name}", *path, *operated])
+    if group == "recovery":
+        assert list(cfg.recovery) == [name] * (name != "none")
+    else:
+        assert cfg[group].name == name
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))

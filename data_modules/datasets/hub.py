@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from data_modules import DATASETS
-from data_modules.documents import SPLITS, Document, Stream, split_of
+from data_modules.documents import SPLITS, Document, Stream, halve, split_of
 from data_modules.text_files import check_path, read_path, wikitext_articles
 from registries.registry import UserError
 
 WIKITEXT = "Salesforce/wikitext"
 OPENWEBTEXT = "Skylion007/openwebtext"
+GSM8K = "openai/gsm8k"
 
 
 @DATASETS.register("wikitext2", check=check_path)
@@ -68,6 +69,26 @@ def openwebtext(path: str | None = None) -> dict[str, list[Document]] | dict[str
         return (document for document in documents if split_of(document.name) == split)
 
     return {split: Stream(f"{OPENWEBTEXT} {split}", partial(pages, split)) for split in SPLITS}
+
+
+@DATASETS.register("gsm8k", check=check_path)
+def gsm8k(path: str | None = None) -> dict[str, list[Document]]:
+    """GSM8K: 8,800 school mathematics problems with worked answers; Cobbe et al. 2021, arXiv:2110.14168.
+
+    The hub has no validation split: half of the test problems is taken for it.
+    """
+    if path is not None:
+        return read_path(path, field=("question", "answer"))
+    rows = _load("gsm8k", GSM8K, "main")
+    problems = {
+        split: [
+            Document(f"gsm8k:{split}:{index}", f"{row['question']}\n{row['answer']}")
+            for index, row in enumerate(rows[split])
+        ]
+        for split in ("train", "test")
+    }
+    validation, test = halve(problems["test"])
+    return {"train": problems["train"], "validation": validation, "test": test}
 
 
 def _lines(rows: Any) -> Iterator[str]:

@@ -50,17 +50,8 @@ class LoRA:
         return min(self.workspace.batch_size, self.batch_size)
 
     def prepare(self, model: nn.Module) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
         replaced = self.workspace.surgery.layers if self.workspace.surgery else []
-        layers = replaced if self.layers == "replaced" else resolve_layers(self.layers, model.config.num_hidden_layers)
-        targets = modules_of_roles(architecture_of(model.config.model_type), self.roles, layers)
-        config = LoraConfig(
-            target_modules=targets, r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, bias="none"
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
-            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+        add_lora(model, replaced, self.roles, self.layers, self.rank, self.alpha, self.dropout)
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in model.named_parameters() if f".{ADAPTER}." in name}
@@ -70,3 +61,24 @@ class LoRA:
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
         return self._objective(model, input_ids)
+
+
+def add_lora(
+    model: nn.Module,
+    replaced: list[int],
+    roles: list[str],
+    layers: str | int | list[int],
+    rank: int,
+    alpha: float,
+    dropout: float,
+    **others: object,
+) -> None:
+    """Put PEFT's LoRA layers around the linear layers of these roles; the model computes what it did before."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    chosen = replaced if layers == "replaced" else resolve_layers(layers, model.config.num_hidden_layers)
+    targets = modules_of_roles(architecture_of(model.config.model_type), roles, chosen)
+    config = LoraConfig(target_modules=targets, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)

@@ -120,7 +120,11 @@ class RandomModel:
             )
         special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
         config = AutoConfig.for_model(self._model_type, **self.dimensions, **special)
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # not the rotary frequencies, which stay fp32 as in a pretrained model
+            parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
+        return model.eval()
 
     @property
     def _model_type(self) -> str:

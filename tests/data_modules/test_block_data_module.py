@@ -99,6 +99,51 @@ def test_validation_comes_in_order_with_a_last_partial_batch(text):
     assert torch.cat(batches).equal(module.validation_blocks)
 
 
+@pytest.mark.parametrize("split", [*SPLITS, "all"])
+def test_every_token_has_the_number_of_its_document(text, text_file, tokenizer, split):
+    """Of blocks chosen here and there as much as of all: the numbers are those of the split's documents, in order."""
+    module = text(block_size=1000, val_size=5, test_size=5, batch_size=2)
+    splits = DATASETS.build("text", path=str(text_file))
+    texts = dict(enumerate(document.text for document in splits[split]))
+    batches = list(module.loader(split))
+    assert torch.cat([batch["input_ids"] for batch in batches]).equal(module.blocks(split))
+    found = {}
+    for batch in batches:
+        for ids, documents in zip(batch["input_ids"], batch["documents"], strict=True):
+            assert documents.shape == ids.shape
+            ends = ids == tokenizer.eos_token_id
+            assert documents.diff().ne(0).equal(ends[:-1])  # constant within a document, and no longer
+            for number in documents.unique().tolist():
+                piece = tokenizer.decode(ids[documents == number], skip_special_tokens=True)
+                found.setdefault(number, []).append(piece)
+    assert len(found) >= 3
+    if split == "train":  # in an order of its own, and without gaps
+        texts = dict(zip(found, ["".join(pieces) for pieces in found.values()], strict=True))
+        assert {texts[number] for number in sorted(found)[1:-1]} < {document.text for document in splits[split]}
+    assert all(piece in texts[number] for number, pieces in found.items() for piece in pieces)
+
+
+def test_blocks_of_a_synthetic_dataset_are_documents_of_their_own(build):
+    module = build("periodic", period=8, block_size=32, train_size=3, val_size=4, test_size=2)
+    documents = torch.cat([batch["documents"] for batch in module.loader("validation")])
+    assert documents.equal(torch.arange(4)[:, None].expand(4, 32))
+
+
+def test_losses_by_position_are_asked_for(text, build):
+    assert text(block_size=300).position_groups() == {}
+    groups = text(block_size=600, loss_by_position=True).position_groups()
+    assert groups == {
+        "positions_0_255": slice(0, 255),
+        "positions_256_511": slice(255, 511),
+        "positions_512_599": slice(511, 599),
+    }
+    assert text(loss_by_position=True).position_groups(300).keys() == {"positions_0_255", "positions_256_299"}
+    sizes = {"block_size": 300, "train_size": 3, "val_size": 4, "test_size": 2}
+    own = build("periodic", period=8, **sizes).position_groups()
+    both = build("periodic", period=8, loss_by_position=True, **sizes).position_groups()
+    assert both == {**own, "positions_0_255": slice(0, 255), "positions_256_299": slice(255, 299)}
+
+
 def test_the_default_training_loader_is_one_epoch(tokenizer, text_file, tmp_path):
     cfg = OmegaConf.create(
         {

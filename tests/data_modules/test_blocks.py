@@ -2,25 +2,38 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.blocks import EndlessBlocks, StepSampler, choose_spread, pack
+from data_modules.blocks import EndlessBlocks, StepSampler, choose_spread, doubling_groups, pack
 
 
 @given(st.integers(0, 500), st.integers(1, 60))
 def test_packing_keeps_the_order_and_drops_the_remainder(tokens, block_size):
-    blocks = pack(torch.arange(tokens, dtype=torch.int32), block_size)
-    assert blocks.shape == (tokens // block_size, block_size)
-    assert blocks.flatten().equal(torch.arange(tokens // block_size * block_size))
+    ids = torch.arange(tokens, dtype=torch.int32)
+    blocks = pack(ids, ids // 7, block_size)
+    assert blocks.tokens.shape == (tokens // block_size, block_size) == (len(blocks), block_size)
+    assert blocks.tokens.flatten().equal(torch.arange(tokens // block_size * block_size))
+    assert blocks.documents.equal(blocks.tokens // 7)
 
 
 @given(st.data())
 def test_chosen_blocks_are_different_and_spread(data):
     count = data.draw(st.integers(1, 500))
     size = data.draw(st.integers(1, count))
-    chosen = choose_spread(torch.arange(count), size)
+    chosen = choose_spread(count, size)
     assert chosen.equal(chosen.unique())
     stretches = (chosen + 0.5) * size / count
     assert (stretches - torch.arange(size) - 0.5).abs().max() <= 1.5
-    assert chosen.equal(choose_spread(torch.arange(count), size))
+    assert chosen.equal(choose_spread(count, size))
+
+
+@given(st.integers(2, 5000))
+def test_groups_of_positions_hold_every_target_once(block_size):
+    groups = doubling_groups(block_size)
+    targets = torch.arange(1, block_size)  # target i is token i + 1
+    assert torch.cat([targets[where] for where in groups.values()]).equal(targets)
+    for name, where in groups.items():
+        start, end = map(int, name.split("_")[1:])
+        assert targets[where][[0, -1]].tolist() == [max(start, 1), end]
+        assert start in (0, 256, 512, 1024, 2048, 4096)
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.sampled_from(["fit", "transfer"]))

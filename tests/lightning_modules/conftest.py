@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from data_modules.activations import ActivationCache
+from data_modules.token_cache import tensors_sha256
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.stages import STAGES, Workspace
 from lightning_modules.surgery import replace_attention
 from registries.models.random import byte_tokenizer
 from tests.rules import language_model
@@ -20,6 +23,8 @@ def trainer_options():
         "max_steps": 3,
         "val_check_interval": None,
         "checkpoint_every_n_steps": 1000,
+        "gradient_checkpointing": False,
+        "loss_chunk_size": None,
         "early_stopping": {"patience": None, "min_delta": 0.0},
     }
 
@@ -47,10 +52,42 @@ def loader():
 def make_module():
     """A module of a random model, after surgery where a replacement is named; the same for the same arguments."""
 
-    def make(replacement=None, family="llama", layers=(0, 1), init="copy", dtype=torch.float32, options=None, **others):
-        model = language_model(family).to(dtype)
+    def make(
+        replacement=None,
+        family="llama",
+        layers=(0, 1),
+        init="copy",
+        dtype=torch.float32,
+        options=None,
+        num_layers=2,
+        **others,
+    ):
+        model = language_model(family, num_layers=num_layers).to(dtype)
         torch.manual_seed(0)
-        surgery = replace_attention(model, replacement, list(layers), init, options) if replacement else None
-        return CausalLMModule(model, byte_tokenizer(), surgery, **others)
+        module = CausalLMModule(model, byte_tokenizer(), **others)
+        if replacement:
+            module.surgery = replace_attention(model, replacement, list(layers), init, options)
+        return module
+
+    return make
+
+
+@pytest.fixture
+def make_stage(tmp_path):
+    """A stage of a module, with what it shares with others; `pass_size` is that of end-to-end stages."""
+
+    def make(module, name, pass_size=4, blocks=12, loss_chunk_size=None, cache=True, **keys):
+        workspace = Workspace(
+            original=module.original,
+            tokenizer=module.tokenizer,
+            surgery=module.surgery,
+            activations=ActivationCache(tmp_path / "cache", 1.0, cache),
+            identity={"weights": tensors_sha256(dict(module.original.named_parameters()))},
+            blocks=blocks,
+            block_size=LENGTH,
+            batch_size=pass_size,
+            loss_chunk_size=loss_chunk_size,
+        )
+        return STAGES.build(name, workspace=workspace, **{"steps": 3, "batch_size": 4, "lr": 0.05, **keys})
 
     return make

@@ -24,8 +24,14 @@ def cfg(tmp_path):
             "name": "toroidal", "layers": [0, -1], "init": "random", "depth": 4, "transfer_steps": 5,
             "transfer_lr": 1e-3, "transfer_batch_size": 1,
         },
-        "optimizer": {"name": "adamw"},
-        "trainer": {"gradient_clip_val": 1.0},
+        "recovery": {},
+        "dataset": {"batch_size": 1},
+        "activations": {"cache": True, "max_gb": 1.0},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "trainer": {
+            "gradient_clip_val": 1.0, "max_steps": 0, "max_epochs": None, "accumulate_grad_batches": 1,
+            "loss_chunk_size": None,
+        },
     }  # fmt: skip
 
 

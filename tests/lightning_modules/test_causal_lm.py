@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from lightning_modules.causal_lm import NonFiniteLoss
-from lightning_modules.stages.next_token import NextToken
-from lightning_modules.stages.transfer import Transfer
 from lightning_modules.surgery import attention_parameters
 from lightning_modules.training import evaluate, fit
 from registries import ATTENTION, UserError
@@ -14,27 +12,13 @@ from tests.rules import disturb_cores, logits
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.0, "schedule": "constant", "warmup_steps": 0}
 
 
-def next_token(layers=(0, 1), **options):
-    """Next-token training of the attention of some layers."""
-    return NextToken(
-        lambda model: attention_parameters(model, layers),
-        **{"steps": 3, "blocks_per_step": 4, "blocks_per_pass": 4, "lr": 0.05, **options},
-    )
-
-
-def transfer(module, **options):
-    return Transfer(
-        module.surgery.originals, **{"steps": 3, "blocks_per_step": 4, "blocks_per_pass": 4, "lr": 0.05, **options}
-    )
-
-
 @pytest.fixture
 def train(trainer_options, loader, blocks, tmp_path):
     """Fit a stage on the blocks, round and round."""
 
     def train(module, stage, name="next_token"):
         module.begin(name, stage)
-        batches = loader(blocks, stage.blocks_per_step, stage.steps)
+        batches = loader(blocks, stage.batch_size, stage.steps)
         return fit(module, batches, loader(blocks), trainer_options, tmp_path / name)
 
     return train
@@ -54,36 +38,49 @@ def changed(module, before):
 @pytest.mark.parametrize("stage", ["transfer", "next_token"])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("replacement", ATTENTION.names())
-def test_exactly_what_should_train_does(replacement, family, stage, make_module, train):
+def test_exactly_what_should_train_does(replacement, family, stage, make_module, make_stage, train):
     module = make_module(replacement, family, layers=[1], init="random", optimizer={"name": "adamw"})
     disturb_cores(module.model)
     before, expected = weights(module), set(attention_parameters(module.model, [1]))
-    train(module, transfer(module) if stage == "transfer" else next_token([1]), stage)
+    train(module, make_stage(module, stage), stage)
     assert set(module.trained_parameters()) == expected
     assert changed(module, before) == expected
 
 
-def test_everything_can_train(make_module, train):
+def test_everything_can_train(make_module, make_stage, train):
     module = make_module("toroidal")
     before = weights(module)
-    train(module, NextToken(lambda model: dict(model.named_parameters()), 3, 4, 4, 0.05))
+    train(module, make_stage(module, "next_token", train="model"))
     assert changed(module, before) == set(before)
 
 
-def test_a_second_stage_freezes_what_the_first_trained(make_module):
-    module = make_module("toroidal")
-    module.begin("transfer", transfer(module))
-    module.begin("next_token", next_token([1]))
+def test_a_second_stage_freezes_what_the_first_trained(make_module, make_stage):
+    module = make_module("toroidal", layers=[1])
+    module.begin("next_token", make_stage(module, "next_token", train="model"))
+    module.begin("transfer", make_stage(module, "transfer"))
     assert set(module.trained_parameters()) == set(attention_parameters(module.model, [1]))
 
 
-def test_a_stage_with_nothing_to_train_is_an_error(make_module):
+def test_a_stage_with_nothing_to_train_is_an_error(make_module, make_stage):
+    module = make_module()
     with pytest.raises(UserError, match="stage 'next_token' has nothing to train"):
-        make_module().begin("next_token", next_token([]))
+        module.begin("next_token", make_stage(module, "next_token"))
 
 
-def test_dropout_acts_in_what_trains_only(make_module, train):
-    module = make_module("toroidal", "gpt2", layers=[0, 1], options={"dropout": 0.1})
+@pytest.mark.parametrize("which", ["replaced", "model"])
+def test_the_original_stays_what_it_was(which, make_module, make_stage, train, blocks):
+    module = make_module("toroidal", init="random")
+    before = logits(make_module().model, blocks)
+    assert logits(module.original, blocks).equal(before)
+    train(module, make_stage(module, "next_token", train=which))
+    assert logits(module.original, blocks).equal(before)
+    shared = set(module.model.parameters()) & set(module.original.parameters())
+    assert shared.isdisjoint(module.trained_parameters().values())
+    assert bool(shared) == (which == "replaced")  # what is frozen takes no memory twice
+
+
+def test_dropout_acts_in_what_trains_only(make_module, make_stage, train):
+    module = make_module("toroidal", "gpt2", layers=[1], options={"dropout": 0.1})
     modes = {}
 
     def note(*_):
@@ -91,7 +88,7 @@ def test_dropout_acts_in_what_trains_only(make_module, train):
             modes.update({name: part.training for name, part in module.model.named_modules()})
 
     module.model.transformer.h[1].register_forward_pre_hook(note)
-    train(module, next_token([1]))
+    train(module, make_stage(module, "next_token"))
     on = {name for name, training in modes.items() if training}
     assert "transformer.h.1.attn" in on
     assert "transformer.h.1.attn.core" in on
@@ -99,44 +96,43 @@ def test_dropout_acts_in_what_trains_only(make_module, train):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_same_seed_gives_the_same_weights_with_dropout(seed, make_module, train):
+def test_the_same_seed_gives_the_same_weights_with_dropout(seed, make_module, make_stage, train):
     """Whatever state the generator was in before."""
     trained = []
     for disturbance in range(2):
         module = make_module("toroidal", options={"dropout": 0.3}, seed=seed)
         torch.manual_seed(disturbance)
-        train(module, next_token())
+        train(module, make_stage(module, "next_token"))
         trained.append(weights(module))
     assert all(trained[0][name].equal(trained[1][name]) for name in trained[0])
     module = make_module("toroidal", options={"dropout": 0.3}, seed=seed + 10)
-    train(module, next_token())
+    train(module, make_stage(module, "next_token"))
     assert changed(module, trained[0])
 
 
 # A step
 
 
-@pytest.mark.parametrize("stage", ["transfer", "next_token"])
-@pytest.mark.parametrize("blocks_per_pass", [1, 3, 4, 5])
-def test_a_step_in_several_passes_is_one_step(blocks_per_pass, stage, make_module, train):
+@pytest.mark.parametrize("pass_size", [1, 3, 4, 5])
+def test_a_step_in_several_passes_is_one_step(pass_size, make_module, make_stage, train):
     """Also where the last pass is smaller: tokens count, not passes."""
     results = []
-    for size in (blocks_per_pass, 12):
+    for size in (pass_size, 12):
         module = make_module("toroidal", options={"lambda_distance": 1.0}, optimizer=SGD)
-        options = {"steps": 1, "blocks_per_step": 12, "blocks_per_pass": size}
-        train(module, transfer(module, **options) if stage == "transfer" else next_token(**options), stage)
+        train(module, make_stage(module, "next_token", pass_size=size, steps=1, batch_size=12))
         results.append(weights(module))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
     assert changed(make_module("toroidal", options={"lambda_distance": 1.0}), results[0])
 
 
-def test_a_step_follows_the_gradient_of_the_mean_loss(make_module, train, blocks):
+def test_a_step_follows_the_gradient_of_the_mean_loss(make_module, make_stage, train, blocks):
     module = make_module("toroidal", optimizer=SGD)
     before = weights(module)
-    stage = next_token(steps=1, blocks_per_step=4, blocks_per_pass=2, lr=0.05)
+    stage = make_stage(module, "next_token", pass_size=2, steps=1)
     module.begin("next_token", stage)
-    nll, count = stage.loss(module.model, blocks[:4])
+    stage.start(module.model)
+    nll, count, _ = stage.loss(module.model, blocks[:4])
     names = list(module.trained_parameters())
     gradients = torch.autograd.grad(nll / count, list(module.trained_parameters().values()))
     train(module, stage)
@@ -147,10 +143,10 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(make_module, train, blocks
 
 
 @pytest.mark.parametrize("limit", [0.01, None, 1e6])
-def test_gradients_are_clipped_to_their_norm(limit, make_module, train):
+def test_gradients_are_clipped_to_their_norm(limit, make_module, make_stage, train):
     module = make_module("toroidal", optimizer=SGD, gradient_clip_val=limit)
     before = weights(module)
-    train(module, next_token(steps=1))
+    train(module, make_stage(module, "next_token", steps=1))
     moved = torch.stack([(p - before[name]).norm() for name, p in module.model.named_parameters()]).norm().item() / 0.05
     if limit == 0.01:
         assert moved == pytest.approx(0.01, rel=1e-3)
@@ -158,13 +154,13 @@ def test_gradients_are_clipped_to_their_norm(limit, make_module, train):
         assert moved > 0.1
 
 
-def test_gradients_do_not_add_up_over_steps(make_module, train, blocks):
+def test_gradients_do_not_add_up_over_steps(make_module, make_stage, train, blocks):
     """With a learning rate of nearly zero every step has the same gradient, and moves by the same amount."""
     moved = []
     for steps in (1, 3):
         module = make_module("toroidal", optimizer=SGD)
         before = weights(module)
-        train(module, next_token(steps=steps, blocks_per_step=12, blocks_per_pass=12, lr=1e-3))
+        train(module, make_stage(module, "next_token", 12, steps=steps, batch_size=12, lr=1e-3))
         name = "model.layers.1.self_attn.o_proj.weight"
         moved.append((module.model.get_parameter(name) - before[name]).norm().item())
     assert moved[1] / moved[0] == pytest.approx(3, rel=0.05)
@@ -181,24 +177,24 @@ def test_gradients_do_not_add_up_over_steps(make_module, train, blocks):
         ({"schedule": "constant", "warmup_steps": 0, "scale_lr": "linear", "base_batch_size": 2}, 2, [2, 2]),
     ],
 )
-def test_the_learning_rate_of_each_step(options, steps, expected, make_module, train):
+def test_the_learning_rate_of_each_step(options, steps, expected, make_module, make_stage, train):
     module = make_module("standard", optimizer={"name": "sgd", **options})
     seen, log = [], module.log
     module.log = lambda name, value, **kwargs: (
         seen.append(value) if name == "train/lr" else None,
         log(name, value, **kwargs),
     )
-    train(module, next_token(steps=steps, lr=0.01))
+    train(module, make_stage(module, "next_token", steps=steps, lr=0.01))
     assert seen == pytest.approx([0.01 * factor for factor in expected])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_loss_that_is_no_number_ends_training_before_the_step(value, make_module, train):
+def test_a_loss_that_is_no_number_ends_training_before_the_step(value, make_module, make_stage, train):
     module = make_module("toroidal")
     torch.nn.init.constant_(module.model.lm_head.weight, value)
     before = weights(module)
     with pytest.raises(NonFiniteLoss, match="the loss of stage 'next_token' is (nan|inf) at step 0"):
-        train(module, next_token())
+        train(module, make_stage(module, "next_token"))
     assert changed(module, before) <= {"lm_head.weight"}  # NaN is not equal to itself
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_modules.surgery import attention_parameters, replace_attention, thaw
+from lightning_modules.surgery import attention_parameters, part, replace_attention, thaw, twin
 from registries import UserError
 from registries.architectures import architecture_of
 from tests.rules import difference, language_model, logits, tokens
@@ -73,18 +73,28 @@ def test_what_is_drawn_follows_from_torchs_seed():
 
 
 @each_family
-def test_the_originals_are_what_the_layers_were(family):
+@pytest.mark.parametrize("init", ["copy", "random"])
+def test_a_twin_stays_what_the_model_was(family, init):
     model = language_model(family)
-    attentions = architecture_of(model.config.model_type).attention_layers(model)
-    before = [{name: p.clone() for name, p in layer.named_parameters()} for layer in attentions]
-    surgery = replace_attention(model, "toroidal", [1], init="random")
-    assert list(surgery.originals) == surgery.layers == [1]
-    original = dict(surgery.originals[1].named_parameters())
-    assert original.keys() == before[1].keys()
-    assert all(original[name].equal(before[1][name]) for name in original)
-    assert not any(parameter.requires_grad for parameter in original.values())
-    assert not set(original.values()) & set(model.parameters())
-    assert not hasattr(surgery.originals[1], "core")
+    text = tokens(model, 2, 12)
+    before, original = logits(model, text), twin(model)
+    assert set(original.parameters()) == set(model.parameters())  # no copies
+    replace_attention(model, "toroidal", [1], init, {"depth": 4})
+    changing = attention_parameters(model, [1])
+    part(original, changing.values())
+    for parameter in changing.values():
+        torch.nn.init.normal_(parameter)
+    assert difference(logits(model, text), before) > 1e-3
+    assert logits(original, text).equal(before)
+    assert set(original.parameters()) & set(changing.values()) == set()
+
+
+def test_tied_weights_of_a_twin_stay_tied():
+    model = language_model("gpt2")
+    original, head = twin(model), model.get_output_embeddings().weight
+    assert head is model.get_input_embeddings().weight
+    part(original, [head])
+    assert original.get_output_embeddings().weight is original.get_input_embeddings().weight is not head
 
 
 @pytest.mark.parametrize("training", [True, False])

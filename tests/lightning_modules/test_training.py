@@ -11,16 +11,11 @@ from data_modules.blocks import StepSampler
 from lightning_modules.callbacks.checkpoint import Interrupted
 from lightning_modules.callbacks.early_stopping import BestWeights
 from lightning_modules.callbacks.throughput import WARM_UP_BATCHES
-from lightning_modules.stages.next_token import NextToken
 from lightning_modules.surgery import attention_parameters
 from lightning_modules.training import evaluate, fit
 from registries import UserError
 
 STEPS = 7
-
-
-def stage(lr=0.01, steps=STEPS, layers=(0, 1)):
-    return NextToken(lambda model: attention_parameters(model, layers), steps, 2, 1, lr)
 
 
 def weights(module):
@@ -32,9 +27,9 @@ def same(one, other):
 
 
 @pytest.fixture
-def train(trainer_options, loader, blocks, tmp_path):
-    def train(module, folder="stage", start=0, callbacks=None, stage=None, name="next_token", logger=False, **options):
-        stage = stage or globals()["stage"]()
+def train(trainer_options, loader, blocks, make_stage, tmp_path):
+    def train(module, folder="stage", start=0, callbacks=None, lr=0.01, name="next_token", logger=False, **options):
+        stage = make_stage(module, name, pass_size=1, steps=STEPS, batch_size=2, lr=lr)
         module.begin(name, stage)
         rows = loader(blocks[:8], 2, stage.steps).dataset
         batches = DataLoader(rows, batch_sampler=StepSampler(stage.steps, start, 2))
@@ -140,7 +135,7 @@ def test_a_killed_run_repeats_the_steps_since_its_checkpoint(make_module, train)
 def test_a_checkpoint_of_another_config_is_refused(make_module, train):
     train(make_module("toroidal"), checkpoint_every_n_steps=2)
     with pytest.raises(UserError, match="the checkpoint is of another config: stage 'next_token' with 12"):
-        train(make_module("toroidal"), stage=stage(layers=[0]))
+        train(make_module("toroidal", layers=[0]))
     with pytest.raises(UserError, match="but this run is in stage 'transfer'"):
         train(make_module("toroidal"), name="transfer")
 
@@ -191,7 +186,7 @@ def test_training_that_harms_ends_with_the_weights_that_scored_best(
             scores.append(trainer.callback_metrics["val/loss"].item())
 
     train(
-        module, stage=stage(lr=0.5), callbacks=[Note()], val_check_interval=1,
+        module, lr=0.5, callbacks=[Note()], val_check_interval=1,
         early_stopping={"patience": 3, "min_delta": 0.0},
     )  # fmt: skip
     assert evaluate(module, loader(blocks[8:]), trainer_options)["loss"] == pytest.approx(min(scores), rel=1e-6)

@@ -3,11 +3,13 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from registries import MODELS
-from registries.architectures import ARCHITECTURES, architecture_of, shape_of
+from registries.architectures import ARCHITECTURES, architecture_of, modules_of_roles, resolve_roles, shape_of
 from registries.models.pretrained import CONFIGS
 from registries.models.random import Family
 from registries.registry import UserError
@@ -135,3 +137,81 @@ def test_an_unknown_family_says_how_to_add_it(config):
 
 def test_every_family_of_the_random_model_is_known():
     assert {source(family).config()["model_type"] for family in FAMILIES} <= set(ARCHITECTURES.names())
+
+
+LLAMA, FUSED = ARCHITECTURES.get("llama"), ARCHITECTURES.get("gpt_neox")
+ATTENTION_ROLES = [f"attention.{part}" for part in ("query", "key", "value", "output")]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "roles", "expected"),
+    [
+        (LLAMA, ["attention"], ATTENTION_ROLES),
+        (LLAMA, ["mlp"], ["mlp.gate", "mlp.up", "mlp.down"]),
+        (LLAMA, ["attention.value", "attention.query"], ["attention.query", "attention.value"]),
+        (LLAMA, ["mlp.up", "attention"], [*ATTENTION_ROLES, "mlp.up"]),
+        (LLAMA, ["attention", "attention.key"], ATTENTION_ROLES),
+        (FUSED, ["attention"], ["attention.qkv", "attention.output"]),
+        (FUSED, ["attention.qkv"], ["attention.qkv"]),
+        (FUSED, ["mlp"], ["mlp.up", "mlp.down"]),
+    ],
+    ids=str,
+)
+def test_roles_by_name_and_by_prefix(architecture, roles, expected):
+    assert resolve_roles(architecture, roles) == expected
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names())
+def test_attention_and_mlp_are_all_there_is(model_type):
+    architecture = architecture_of(model_type)
+    assert resolve_roles(architecture, ["mlp", "attention"]) == list(architecture.roles)
+
+
+@given(st.sampled_from(ARCHITECTURES.names()).flatmap(
+    lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(list(ARCHITECTURES.get(name).roles))))
+))
+def test_roles_come_once_and_in_the_familys_order(chosen):
+    model_type, roles = chosen
+    architecture = architecture_of(model_type)
+    assert resolve_roles(architecture, roles) == [role for role in architecture.roles if role in roles]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "role", "near"),
+    [
+        (LLAMA, "mlp.gat", "; did you mean 'mlp.gate'?"),
+        (LLAMA, "attention.qkv", "; did you mean 'attention.key'?"),
+        (FUSED, "attention.query", "; did you mean 'attention.qkv'?"),
+        (FUSED, "mlp.gate", None),
+        (LLAMA, "att", None),  # half a word is no prefix
+        (LLAMA, "mlp.", None),
+        (LLAMA, "", None),
+    ],
+)
+def test_a_role_that_the_family_does_not_have(architecture, role, near):
+    with pytest.raises(UserError, match=f"role {role!r} is none of this model's") as caught:
+        resolve_roles(architecture, ["attention.output", role])
+    assert near is None or near in str(caught.value)
+    assert str(caught.value).endswith(f"Allowed: {', '.join(architecture.roles)}")
+
+
+@each_family
+@pytest.mark.parametrize("roles", [["attention"], ["mlp.up"], ["mlp", "attention.output"]], ids=str)
+def test_modules_of_roles_are_the_linear_layers_of_these_layers(family, roles):
+    model = source(family).model(torch.float32)
+    architecture = architecture_of(model.config.model_type)
+    names = modules_of_roles(architecture, roles, [1])
+    assert len(names) == len(resolve_roles(architecture, roles)) == len(set(names))
+    block = set(model.get_submodule(f"{architecture.blocks}.1").modules())
+    for module in map(model.get_submodule, names):
+        assert isinstance(module, (nn.Linear, Conv1D))
+        assert module in block
+    assert modules_of_roles(architecture, roles, [0, 1]) == modules_of_roles(architecture, roles, [0]) + names
+
+
+def test_modules_of_roles_have_full_names():
+    assert modules_of_roles(FUSED, ["attention"], [3]) == [
+        "gpt_neox.layers.3.attention.query_key_value",
+        "gpt_neox.layers.3.attention.dense",
+    ]
+    assert modules_of_roles(FUSED, ["attention"], []) == []

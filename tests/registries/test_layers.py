@@ -1,3 +1,6 @@
+import math
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +29,21 @@ from registries.registry import UserError
         ("every:30", [0]),
         ("8-15", [8, 9, 10, 11, 12, 13, 14, 15]),
         ("7-7", [7]),
+        ("spread:1", [0]),
+        ("spread:2", [0, 15]),
+        ("spread:4", [0, 7, 15, 22]),
+        ("spread:30", list(range(30))),
+        ("first:10%", [0, 1, 2]),
+        ("last:10%", [27, 28, 29]),
+        ("ends:10%", [0, 1, 2, 27, 28, 29]),
+        ("ends:60%", list(range(30))),
+        ("spread:10%", [0, 10, 20]),
+        ("first:12.5%", [0, 1, 2, 3]),  # 3.75 layers
+        ("first:11%", [0, 1, 2]),  # 3.3
+        ("spread:1%", [0]),  # at least one
+        ("last:1%", [29]),
+        ("first:100%", list(range(30))),
+        (" spread:50% ", list(range(0, 30, 2))),
     ],
 )
 def test_forms(spec, layers):
@@ -33,8 +51,12 @@ def test_forms(spec, layers):
 
 
 @pytest.mark.parametrize(
-    "spec", ["first:0", "first:-1", "middle:2", "15-8", "", "none", "first", [], [1.0], ["1"], [True]]
-)
+    "spec",
+    [
+        "first:0", "first:-1", "middle:2", "15-8", "", "none", "first", [], [1.0], ["1"], [True],
+        "every:25%", "first:%", "first:-5%", "first:a%", "25%", "spread:0", "spread:2.5", "first:25 %",
+    ],
+)  # fmt: skip
 def test_what_is_no_layer_spec(spec):
     with pytest.raises(UserError, match=r"is not a layer spec. Allowed: \[0,16\], \[-1\], all, first:4"):
         resolve_layers(spec, 30)
@@ -46,7 +68,7 @@ def test_layers_that_the_model_does_not_have(spec, layer):
         resolve_layers(spec, 30)
 
 
-@pytest.mark.parametrize("spec", ["first:31", "last:31", "ends:31", "every:31"])
+@pytest.mark.parametrize("spec", ["first:31", "last:31", "ends:31", "every:31", "spread:31", "first:103%", "spread:104%"])
 def test_more_layers_than_there_are(spec):
     with pytest.raises(UserError, match="asks for 31 layers, but this model has 30"):
         resolve_layers(spec, 30)
@@ -81,7 +103,30 @@ def test_counted_forms(model):
     assert resolve_layers(f"every:{count}", num_layers) == [layer for layer in every if layer % count == 0]
 
 
-@given(st.text(max_size=12) | st.from_regex(r"-?\d{1,3}(-\d{1,3})?", fullmatch=True), st.integers(1, 40))
+@given(st.integers(1, 50).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_a_spread_starts_at_the_first_layer_with_distances_that_differ_by_one_at_most(model):
+    num_layers, count = model
+    layers = resolve_layers(f"spread:{count}", num_layers)
+    assert len(layers) == count
+    assert layers[0] == 0
+    distances = [after - before for before, after in pairwise([*layers, num_layers])]
+    assert max(distances) - min(distances) <= 1
+
+
+@given(st.integers(1, 80), st.integers(0, 400), st.sampled_from(["first", "last", "ends", "spread"]))
+def test_a_share_is_the_nearest_count_and_at_least_one_layer(num_layers, quarters, form):
+    """In quarters of a percent; a half may go either way."""
+    percent = quarters / 4
+    share = num_layers * percent / 100
+    layers = resolve_layers(f"{form}:{percent}%", num_layers)
+    counts = {max(1, count) for count in (math.floor(share), math.ceil(share)) if abs(count - share) <= 0.5}
+    assert layers in [resolve_layers(f"{form}:{count}", num_layers) for count in counts]
+
+
+SPECS = r"-?\d{1,3}(-\d{1,3})?|(first|last|ends|every|spread):\d{1,3}(\.\d?)?%?"
+
+
+@given(st.text(max_size=12) | st.from_regex(SPECS, fullmatch=True), st.integers(1, 40))
 def test_any_text_gives_layers_or_an_error_for_the_user(spec, num_layers):
     try:
         layers = resolve_layers(spec, num_layers)

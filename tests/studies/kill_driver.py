@@ -17,6 +17,7 @@ from lightning_modules.callbacks import checkpoint
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.stages.next_token import NextToken
 from lightning_modules.stages.transfer import Transfer
+from studies.scores import Scores
 
 
 def die(*_):
@@ -47,12 +48,12 @@ KILLS = {
     "transfer, in its validation": lambda: at_call(CausalLMModule, "validation_step", 1, in_stage("transfer")),
     "transfer, before its checkpoint is renamed": lambda: at_call(checkpoint.os, "replace", 1, is_checkpoint),
     "after the transfer, before its weights are saved": lambda: at_call(replacement_study, "_save", 0),
-    "after the transfer, before its score": lambda: at_call(replacement_study, "_record_scores", 0, is_transfer),
+    "after the transfer, before its score": lambda: at_call(Scores, "record", 0, is_transfer),
     "before the first step of training": lambda: at_call(NextToken, "loss", 0),
     "training, between accumulated batches": lambda: at_call(NextToken, "loss", 7),
     "training, in its second validation": lambda: at_call(CausalLMModule, "validation_step", 5, in_stage("next_token")),
     "training, before an optimizer step": lambda: at_call(torch.optim.AdamW, "step", 3),
-    "before the final score": lambda: at_call(replacement_study, "_record_scores", 0, is_final),
+    "before the final score": lambda: at_call(Scores, "record", 0, is_final),
 }
 
 
@@ -60,11 +61,11 @@ def is_checkpoint(source, target):
     return str(target).endswith("last.ckpt")
 
 
-def is_transfer(record, prefix, scores):
+def is_transfer(scores, record, prefix):
     return prefix == "transfer/"
 
 
-def is_final(record, prefix, scores):
+def is_final(scores, record, prefix):
     return prefix == "val/"
 
 

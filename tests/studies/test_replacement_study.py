@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 import studies.replacement_study as replacement_study
+import studies.scores as scores
 import train
 from lightning_modules import load_module
 from lightning_modules.callbacks.checkpoint import StepCheckpoint
@@ -72,8 +73,11 @@ class TestFinishedRun:
             assert metrics[f"{prefix}ppl"] == pytest.approx(math.exp(metrics[f"{prefix}loss"]), rel=1e-12)
             assert 0 <= metrics[f"{prefix}accuracy"] <= 1
         for prefix in ("val/", "swap/", "transfer/"):
-            assert metrics[f"{prefix}ppl_ratio"] == metrics[f"{prefix}ppl"] / metrics["baseline/ppl"]
-        assert metrics["test/ppl_ratio"] == metrics["test/ppl"] / metrics["baseline/test/ppl"]
+            ratio = metrics[f"{prefix}ppl"] / metrics["baseline/ppl"]
+            assert metrics[f"{prefix}ppl_ratio"] == pytest.approx(ratio, rel=1e-9)
+        assert metrics["test/ppl_ratio"] == pytest.approx(metrics["test/ppl"] / metrics["baseline/test/ppl"], rel=1e-9)
+        for prefix in ("val/", "test/"):
+            assert metrics[f"{prefix}ppl_ratio_low"] < metrics[f"{prefix}ppl_ratio"] < metrics[f"{prefix}ppl_ratio_high"]
         assert 0 < metrics["params/trainable"] < metrics["params/total"]
         for name in (
             "time/train_s",
@@ -125,6 +129,7 @@ class TestFinishedRun:
         assert names == {
             "result.json",
             "config.yaml",
+            "documents.json",
             "samples.json",
             "curves.jsonl",
             "figures/loss.png",
@@ -399,13 +404,13 @@ def test_a_failed_preflight_ends_the_run(run, monkeypatch, tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """Counts the scores that are computed."""
-    calls, evaluate = [], replacement_study.evaluate
+    calls, evaluate = [], scores.evaluate
 
     def spy(*arguments):
         calls.append(arguments)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(replacement_study, "evaluate", spy)
+    monkeypatch.setattr(scores, "evaluate", spy)
     return calls
 
 

@@ -1,3 +1,4 @@
+import json
 import time
 
 import pytest
@@ -53,7 +54,60 @@ def test_a_local_copy_goes_the_way_of_text(text_file):
         assert DATASETS.build(name, path=str(text_file)) == DATASETS.build("text", path=str(text_file))
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "wikitext103", "openwebtext"])
+PROBLEMS = [{"question": f"What is {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"} for i in range(40)]
+
+
+def problem_text(index):
+    return f"What is {index} + 1?\n{index} + 1 = {index + 1}\n#### {index + 1}"
+
+
+def write_rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_a_problem_and_its_answer_are_one_document(tmp_path):
+    splits = DATASETS.build("gsm8k", path=write_rows(tmp_path / "problems.jsonl", PROBLEMS))
+    assert [document.text for document in splits["all"]] == [problem_text(i) for i in range(40)]
+    texts = [document.text for split in SPLITS for document in splits[split]]
+    assert sorted(texts) == sorted(problem_text(i) for i in range(40))
+    assert all(splits[split] for split in SPLITS)
+
+
+def test_files_named_for_splits_keep_them(tmp_path):
+    write_rows(tmp_path / "train.jsonl", PROBLEMS[:30])
+    write_rows(tmp_path / "test.jsonl", PROBLEMS[30:])
+    splits = DATASETS.build("gsm8k", path=str(tmp_path))
+    assert [document.text for document in splits["train"]] == [problem_text(i) for i in range(30)]
+    held_out = [document.text for split in ("validation", "test") for document in splits[split]]
+    assert sorted(held_out) == sorted(problem_text(i) for i in range(30, 40))
+
+
+@pytest.mark.parametrize("missing", ["question", "answer"])
+def test_a_missing_column_is_named(tmp_path, missing):
+    rows = [{key: value for key, value in row.items() if key != missing} for row in PROBLEMS]
+    with pytest.raises(UserError, match=f"has no column '{missing}'"):
+        DATASETS.build("gsm8k", path=write_rows(tmp_path / "problems.jsonl", rows))
+
+
+def test_half_of_the_hubs_test_problems_are_for_validation(monkeypatch):
+    asked = []
+
+    def load(*arguments):
+        asked.append(arguments)
+        return {"train": PROBLEMS[:20], "test": PROBLEMS[20:]}
+
+    monkeypatch.setattr(hub, "_load", load)
+    splits = DATASETS.build("gsm8k")
+    assert asked == [("gsm8k", "openai/gsm8k", "main")]
+    assert list(splits) == list(SPLITS)
+    assert splits["train"] == [Document(f"gsm8k:train:{i}", problem_text(i)) for i in range(20)]
+    assert len(splits["validation"]) == len(splits["test"]) == 10
+    held_out = [document.text for split in ("validation", "test") for document in splits[split]]
+    assert sorted(held_out) == sorted(problem_text(i) for i in range(20, 40))
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "wikitext103", "openwebtext", "gsm8k"])
 def test_without_network_the_error_comes_soon_and_names_the_way_out(name, monkeypatch):
     import huggingface_hub
 
@@ -63,6 +117,7 @@ def test_without_network_the_error_comes_soon_and_names_the_way_out(name, monkey
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     monkeypatch.setattr(hub, "WIKITEXT", "nobody/has-this")
     monkeypatch.setattr(hub, "OPENWEBTEXT", "nobody/has-this")
+    monkeypatch.setattr(hub, "GSM8K", "nobody/has-this")
     start = time.monotonic()
     with pytest.raises(UserError, match=rf"'{name}'.*not known.*dataset.path=<folder>"):
         documents = DATASETS.build(name)["train"]

@@ -1,21 +1,25 @@
 import pytest
 import torch
 
+from lightning_modules.frozen import record_calls
+from lightning_modules.imitation import EARLY_WEIGHT
 from lightning_modules.stages import STAGES
-from lightning_modules.stages.transfer import EARLY_WEIGHT, Transfer
-from lightning_modules.surgery import attention_parameters, replace_attention, thaw
+from lightning_modules.surgery import attention_parameters, part, thaw
 from registries.architectures import architecture_of
 from tests.rules import disturb_cores, language_model, tokens
 
 FAMILIES = ["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
 
 
-def operate(family, layers, init="copy", num_layers=3, **options):
+@pytest.fixture
+def operate(make_module, make_stage):
     """A model with toroidal layers, and the stage that trains them."""
-    model = language_model(family, num_layers=num_layers)
-    torch.manual_seed(1)
-    surgery = replace_attention(model, "toroidal", layers, init, options)
-    return model, Transfer(surgery.originals, steps=10, blocks_per_step=2, blocks_per_pass=2, lr=1e-3)
+
+    def operate(family, layers, init="copy", num_layers=3, keys=None, **options):
+        module = make_module("toroidal", family, layers, init, options=options, num_layers=num_layers)
+        return module.model, make_stage(module, "transfer", **(keys or {}))
+
+    return operate
 
 
 def layers_of(model):
@@ -39,37 +43,27 @@ def outputs_of_attention(model, text):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_records_the_original_models_inputs_and_outputs(family):
-    untouched = language_model(family, num_layers=3)
-    text = tokens(untouched, 2, 12)
-    expected = outputs_of_attention(untouched, text)
-    model, stage = operate(family, [0, 2], init="random", depth=4)
-    records = stage._record(model, text)
-    assert records.keys() == {0, 2}
-    for layer, (args, kwargs, target) in records.items():
-        hidden = args[0] if args else kwargs["hidden_states"]
-        torch.testing.assert_close(hidden, expected[layer][0])
-        torch.testing.assert_close(target, expected[layer][1])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_the_weighted_relative_error(family):
-    model, stage = operate(family, [1], depth=4, lambda_distance=1.0)
+def test_the_loss_is_the_weighted_relative_error(family, operate):
+    """With inputs and outputs of the untouched model, whatever was replaced below."""
+    model, stage = operate(family, [0, 1], init="random", depth=4, lambda_distance=1.0)
     text = tokens(model, 2, 12)
-    args, kwargs, target = stage._record(model, text)[1]
+    original = stage.workspace.original
+    given, target = outputs_of_attention(original, text)[1]
+    call = record_calls(original, [architecture_of(original.config.model_type).attention_path(1)], text)
     with torch.no_grad():
-        output = layers_of(model)[1](*args, **kwargs)[0]
+        output = next(iter(call.values())).call(layers_of(model)[1], given)
     expected = 0.0
     for row in range(2):
         for t in range(12):
             error = (output[row, t] - target[row, t]).norm() ** 2 / target[row, t].norm() ** 2
             expected += (1 + EARLY_WEIGHT / (1 + t)) * error.item()
-    loss, count = stage.loss(model, text)
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss, count, parts = stage.loss(model, text)
+    assert parts["error_layer_1"].item() == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx((parts["error_layer_0"] + parts["error_layer_1"]).item() / 2, rel=1e-6)
     assert count == 24
 
 
-def test_the_loss_of_several_layers_is_their_mean():
+def test_the_loss_of_several_layers_is_their_mean(operate):
     text = tokens(language_model("llama"), 2, 12)
     single = [
         stage.loss(model, text)[0].item() for model, stage in (operate("llama", [layer], depth=4) for layer in (0, 2))
@@ -78,30 +72,36 @@ def test_the_loss_of_several_layers_is_their_mean():
     assert stage.loss(model, text)[0].item() == pytest.approx(sum(single) / 2, rel=1e-5)
 
 
-def test_a_layer_that_keeps_its_function_has_no_loss():
+def test_a_layer_that_keeps_its_function_has_no_loss(operate):
     model, stage = operate("llama", [0, 1], depth=1, lambda_distance=0.0)
     assert stage.loss(model, tokens(model, 2, 12))[0].item() < 1e-8
 
 
-def test_nothing_above_the_highest_replaced_layer_runs():
+def test_nothing_above_the_highest_replaced_layer_runs_and_nothing_twice(operate):
     model, stage = operate("llama", [0, 1], depth=2)
-    calls = []
-    for index, block in enumerate(model.model.layers):
-        block.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
-    model.lm_head.register_forward_hook(lambda *_: calls.append("head"))
-    stage.loss(model, tokens(model, 1, 8))
-    assert calls == [0]  # not the MLP of layer 1
+    original, calls = stage.workspace.original, []
+    for each in (model, original):
+        for index, block in enumerate(each.model.layers):
+            block.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+        each.lm_head.register_forward_hook(lambda *_: calls.append("head"))
+    text = tokens(model, 1, 8)
+    stage.loss(model, text)
+    assert set(calls) == {0}  # not the MLP of layer 1
+    calls.clear()
+    stage.loss(model, text)
+    assert calls == []  # all from the cache
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_learns_what_several_layers_did(family):
+def test_it_learns_what_several_layers_did(family, operate):
     model, stage = operate(family, [0, 2], init="random", depth=2)
     text = tokens(model, 4, 12)
+    part(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
     optimizer = torch.optim.AdamW(stage.parameters(model).values(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss, count = stage.loss(model, text)
+        loss, count, _ = stage.loss(model, text)
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
@@ -109,38 +109,24 @@ def test_it_learns_what_several_layers_did(family):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_it_trains_the_replaced_attention_and_nothing_else():
+def test_it_trains_the_replaced_attention_and_nothing_else(operate):
     model, stage = operate("llama", [0, 2], depth=2)
     assert stage.parameters(model) == attention_parameters(model, [0, 2])
     disturb_cores(model)
+    part(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
     stage.loss(model, tokens(model, 2, 12))[0].backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in stage.parameters(model))
-    assert all(parameter.grad is None for original in stage.originals.values() for parameter in original.parameters())
+    assert all(parameter.grad is None for parameter in stage.workspace.original.parameters())
 
 
-def test_the_replaced_layers_are_in_place_afterwards_also_after_an_error():
-    model, stage = operate("llama", [0, 1], depth=2)
-    replaced = layers_of(model)
-    stage.loss(model, tokens(model, 1, 8))
-    assert layers_of(model) == replaced
-    failure = model.model.layers[0].mlp.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        stage.loss(model, tokens(model, 1, 8))
-    failure.remove()
-    assert layers_of(model) == replaced
-    assert all(not original._forward_hooks for original in stage.originals.values())
-    assert stage.loss(model, tokens(model, 1, 8))[0].isfinite()
-
-
-def test_it_works_in_a_bf16_model_with_fp32_masters():
+def test_it_works_in_a_bf16_model_with_fp32_masters(operate):
     model, stage = operate("llama", [0, 1], depth=2, lambda_distance=1.0)
-    model.bfloat16()
-    for original in stage.originals.values():
-        original.bfloat16()
+    model.bfloat16()  # and so the original, which shares the parameters
+    part(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
-    loss, _ = stage.loss(model, tokens(model, 2, 12))
+    loss, *_ = stage.loss(model, tokens(model, 2, 12))
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in stage.parameters(model).values())

@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from registries.registry import UserError
 log = logging.getLogger(__name__)
 
 FOLDER = "activations"
+SUFFIX = ".safetensors"
 GIGABYTE = 2**30
 
 
@@ -46,8 +49,13 @@ class ActivationCache:
         self.enabled = enabled
         self._uncached: set[str] = set()  # places for which there is no room
 
-    def reserve(self, places: Sequence[str], entries: int, entry_bytes: int) -> bool:
-        """Make room for `entries` entries of `entry_bytes` at each place, before the work that needs them starts.
+    def reserve(self, places: Sequence[str], blocks: Tensor, entries: int, entry_bytes: int) -> bool:
+        """Make room at each place, before the work that needs it starts.
+
+        Args:
+            blocks: (blocks, length), those of which some will be asked for; what is there of them needs no room.
+            entries: how many of them will be asked for.
+            entry_bytes: size of an entry.
 
         Returns:
             Whether they will be kept; not where they alone would take more than `max_gb`.
@@ -57,21 +65,23 @@ class ActivationCache:
         """
         if not self.enabled:
             return False
-        present = sum(_entries(self.folder / place) for place in places)
-        needed = max(0, entries * len(places) - present) * entry_bytes
         if entries * len(places) * entry_bytes > self.max_bytes:
             self._uncached.update(places)
             return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for place in places:
-            (self.folder / place).mkdir(exist_ok=True)
-            os.utime(self.folder / place)
-        self._evict(self.max_bytes - needed, keep=set(places))
+        self._uncached.difference_update(places)
+        with _write_errors(self.folder):
+            for place in places:
+                (self.folder / place).mkdir(parents=True, exist_ok=True)
+                os.utime(self.folder / place)
+        names = {_name(block) for block in blocks}
+        present = sum(min(entries, len(names & _names(self.folder / place))) for place in places)
+        needed = (entries * len(places) - present) * entry_bytes
+        self._evict(self.max_bytes - needed, set(places), names)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"the activations of {entries} blocks at {len(places)} places take {needed / GIGABYTE:.2g} GB, and the "
-                f"disk of {self.folder} has {free / GIGABYTE:.2g} GB left: free some, set cache_dir to a folder on "
+                f"the activations of {entries} blocks at {len(places)} places take {needed / GIGABYTE:.1f} GB, and "
+                f"the disk of {self.folder} has {free / GIGABYTE:.1f} GB left: free some, set cache_dir to a folder on "
                 "another disk, use fewer blocks (dataset.train_size) or set activations.cache=false"
             )
         return True
@@ -94,8 +104,7 @@ class ActivationCache:
 
     def _row(self, places: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
         kept = self.enabled and self._uncached.isdisjoint(places)
-        name = hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest()[:32]
-        files = {place: self.folder / place / f"{name}.safetensors" for place in places} if kept else {}
+        files = {place: self.folder / place / f"{_name(row)}{SUFFIX}" for place in places} if kept else {}
         found = {place: _read(file) for place, file in files.items()}
         if kept and all(tensor is not None for tensor in found.values()):
             return {place: tensor.to(row.device) for place, tensor in found.items()}
@@ -105,12 +114,12 @@ class ActivationCache:
                 _write(file, computed[place])
         return {place: computed[place] for place in places}
 
-    def _evict(self, limit: int, keep: set[str]) -> None:
-        """Remove the places used least recently until what is left takes at most `limit` bytes."""
-        others = sorted(
-            (folder for folder in self.folder.iterdir() if folder.name not in keep and folder.is_dir()),
-            key=lambda folder: folder.stat().st_mtime,
-        )
+    def _evict(self, limit: int, keep: set[str], names: set[str]) -> None:
+        """Remove what was used least recently until what is left takes at most `limit` bytes.
+
+        The places `keep` go last, and of them only the entries of other blocks than `names`.
+        """
+        others = sorted((folder for folder in self.folder.iterdir() if folder.name not in keep), key=_last_used)
         sizes = {folder: _bytes(folder) for folder in others}
         total = sum(sizes.values()) + sum(_bytes(self.folder / place) for place in keep)
         for folder in others:
@@ -118,6 +127,11 @@ class ActivationCache:
                 return
             shutil.rmtree(folder, ignore_errors=True)  # another run may remove it too
             total -= sizes[folder]
+        for place in keep:
+            for name in _names(self.folder / place) - names if total > limit else ():
+                file = self.folder / place / f"{name}{SUFFIX}"
+                total -= file.stat().st_size
+                file.unlink()
 
 
 def place(**identity: Any) -> str:
@@ -125,8 +139,21 @@ def place(**identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _entries(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.safetensors"))
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another run has removed it
+        return 0.0
+
+
+def _name(block: Tensor) -> str:
+    """The name of a block's entries, by its tokens."""
+    return hashlib.sha256(block.cpu().numpy().tobytes()).hexdigest()[:32]
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of the entries in a place's folder."""
+    return {file.stem for file in folder.glob(f"*{SUFFIX}")}
 
 
 def _bytes(folder: Path) -> int:
@@ -158,19 +185,29 @@ def _read(file: Path) -> Tensor | None:
 def _write(file: Path, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     content = save({"states": tensor}, metadata={"crc32": str(_crc32(tensor))})
-    aside = file.with_suffix(f".{os.getpid()}.part")
+    aside = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    with _write_errors(file.parent):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(content)
+            os.replace(aside, file)
+        except FileNotFoundError:  # another run has evicted the place meanwhile: this entry will be computed anew
+            log.info("%s is gone", file.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)  # another run may have evicted it
-        aside.write_bytes(content)
-        os.replace(aside, file)
+        yield
     except OSError as error:
         raise UserError(
-            f"cannot write activations to {file.parent}: {error.strerror or error}; free some space, set cache_dir to "
+            f"cannot write activations to {folder}: {error.strerror or error}; free some space, set cache_dir to "
             "another folder, or set activations.cache=false"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _crc32(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), kind)

@@ -193,11 +193,13 @@ def _read_columns(file: Path, fields: Sequence[str]) -> list[str]:
     for field in fields:
         if field not in columns:
             raise UserError(
-                f"{file} has no column {field!r}. Set dataset.field to one of: {', '.join(columns) or '(none)'}"
+                f"{file} has no column {field!r}, only: {', '.join(columns) or '(none)'}. dataset=text reads any one, "
+                "named by dataset.field"
             )
         wrong = next((row[field] for row in rows if not isinstance(row[field] or "", str)), None)
         if wrong is not None:
             raise UserError(
-                f"{file}: column {field!r} holds {type(wrong).__name__}, not text. Set dataset.field to another"
+                f"{file}: column {field!r} holds {type(wrong).__name__}, not text. dataset=text reads another one, "
+                "named by dataset.field"
             )
     return ["\n".join(row[field] or "" for field in fields) for row in rows]

@@ -131,14 +131,21 @@ def restore(module: CausalLMModule, file: Path) -> None:
 def resolve_dtype(dtype: str, frozen: bool, config: Mapping[str, Any] | None) -> torch.dtype:
     """The dtype of the weights.
 
-    `auto` is fp32, but bf16 for frozen weights where the device computes it fast and the model is wide enough to gain
-    (config None, a model not here yet: it is).
+    `auto` is fp32, but bf16 (fp16 on a GPU without it) for frozen weights where the device computes it fast and the
+    model is wide enough to gain (config None, a model not here yet: it is).
     """
     if dtype == "auto":
         config = config or {}  # scoring needs no role map, so the family may be unknown
         wide = (config.get("hidden_size") or config.get("n_embd") or BFLOAT16_WIDTH) >= BFLOAT16_WIDTH
-        return torch.bfloat16 if frozen and wide and fast_bfloat16() else torch.float32
+        return (_two_bytes() or torch.float32) if frozen and wide else torch.float32
     return getattr(torch, dtype)
+
+
+def _two_bytes() -> torch.dtype | None:
+    """The dtype of two bytes that this machine computes fast; on a GPU without bf16 it is fp16."""
+    if fast_bfloat16():
+        return torch.bfloat16
+    return torch.float16 if torch.cuda.is_available() else None
 
 
 def fast_bfloat16() -> bool:

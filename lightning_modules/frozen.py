@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +81,13 @@ def _states_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def model_identity(model: nn.Module) -> dict[str, str]:
+    """What a model's activations depend on beside the tokens: its weights and its config."""
+    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}  # not its path
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+    return {"weights": tensors_sha256(dict(model.named_parameters())), "config": digest}
+
+
 class CallsByShape:
     """How a model calls some of its modules on texts of a shape, as far as that does not depend on the tokens.
 
@@ -117,11 +126,10 @@ class FrozenStates:
         self.model, self.wanted, self.cache = model, dict(wanted), cache
         self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
 
-    def reserve(self, blocks: int, block_size: int) -> bool:
-        """Make room in the cache for that many blocks. Returns whether they will be kept."""
-        config = self.model.config.get_text_config()
-        entry_bytes = block_size * config.hidden_size * self.model.dtype.itemsize
-        return self.cache.reserve(list(self.places.values()), blocks, entry_bytes)
+    def reserve(self, blocks: Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of blocks (blocks, length). Returns whether they will be kept."""
+        entry_bytes = blocks.shape[1] * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
+        return self.cache.reserve(list(self.places.values()), blocks, min(len(blocks), visits), entry_bytes)
 
     def __call__(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Name -> (batch, length, hidden) for a batch (batch, length) of blocks."""
@@ -154,10 +162,10 @@ class FrozenPrefix:
             last = f"{self.blocks}.{self.layers - 1}"
             self.states = FrozenStates(model, {"states": (last, "output")}, workspace.activations, identity)
 
-    def reserve(self, blocks: int, block_size: int) -> None:
-        """Make room in the cache for that many blocks."""
+    def reserve(self, blocks: Tensor, visits: int) -> None:
+        """Make room in the cache for that many visits of blocks (blocks, length)."""
         if self.states is not None:
-            self.states.reserve(blocks, block_size)
+            self.states.reserve(blocks, visits)
 
     def _changed(self, workspace: Workspace) -> bool:
         """Whether surgery or an earlier stage has changed anything below."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -23,3 +25,8 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """
     predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:]
     return cross_entropy(predictions, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats, infinite where that is too large for a number."""
+    return math.exp(nll) if nll < 700 else math.inf

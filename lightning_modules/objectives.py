@@ -24,7 +24,7 @@ class EndToEnd:
     Args:
         model: of which exactly what the stage trains requires gradients.
         workspace: of the run.
-        blocks: training blocks that the stage sees, repetitions included.
+        visits: training blocks that the stage sees, repetitions included.
         objective: `next_token`: the negative log-likelihood of the text; `kl`: the divergence from a teacher.
         temperature, teacher: of the divergence; see `divergence` and `Teacher`.
     """
@@ -33,7 +33,7 @@ class EndToEnd:
         self,
         model: nn.Module,
         workspace: Workspace,
-        blocks: int,
+        visits: int,
         objective: Objective = "next_token",
         temperature: float = 1.0,
         teacher: str | None = None,
@@ -42,7 +42,7 @@ class EndToEnd:
         self.prefix = FrozenPrefix(model, workspace)
         self.teacher = Teacher(workspace, teacher) if objective == "kl" else None
         for part in filter(None, (self.prefix, self.teacher)):
-            part.reserve(min(workspace.blocks, blocks), workspace.block_size)
+            part.reserve(workspace.train_blocks, visits)
 
     def __call__(self, model: nn.Module, input_ids: Tensor) -> Loss:
         """The loss of a batch (batch, length): all but its first tokens count."""

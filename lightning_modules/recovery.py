@@ -11,7 +11,7 @@ from lightning_modules.stages import STAGES, Stage, Workspace
 from registries import ATTENTION
 from registries.architectures import architecture_of, resolve_roles, shape_of
 from registries.layers import resolve_layers
-from registries.models.pretrained import PretrainedModel
+from registries.models.pretrained import PretrainedModel, check
 from registries.registry import UserError
 
 Plan = dict[str, dict[str, Any]]
@@ -36,8 +36,9 @@ def recovery_plan(cfg: Mapping[str, Any]) -> Plan:
 
 def build_stages(cfg: Mapping[str, Any], workspace: Workspace) -> dict[str, Stage]:
     """The stages of a config, with nothing left open."""
+    blocks = 0 if workspace.train_blocks is None else len(workspace.train_blocks)
     return {
-        name: STAGES.build(name, workspace=workspace, **_filled_in(name, keys, cfg, workspace.blocks))
+        name: STAGES.build(name, workspace=workspace, **_filled_in(name, keys, cfg, blocks))
         for name, keys in recovery_plan(cfg).items()
     }
 
@@ -59,20 +60,21 @@ def check_recovery(cfg: Mapping[str, Any]) -> list[str]:
 def _stage_errors(cfg: Mapping[str, Any], name: str, keys: Mapping[str, Any]) -> list[str]:
     """What is wrong with a stage whose keys have the right types, each starting with what follows its name."""
     errors, operated = [], cfg["replacement"]["name"] != "none"
-    scope, filled = STAGES.get(name).scope, _filled_in(name, keys, cfg, 0)
-    if filled["steps"] == 0:
-        general = "replacement.transfer_steps" if scope == "layers" else "trainer.max_steps"
-        errors.append(f".steps=null takes {general}, which is 0: the stage trains nothing")
-    if not operated and "replaced" in (keys.get("train"), keys.get("layers"), scope == "layers" and "replaced"):
+    stage = STAGES.get(name)
+    if not operated and (stage.scope == "layers" or "replaced" in (keys.get("train"), keys.get("layers"))):
         also = {"train": "train=model", "layers": "layers=all"}
         others = "".join(f", or {option}" for key, option in also.items() if keys.get(key) == "replaced")
         errors.append(f" trains nothing: no layer is replaced. Choose a replacement{others}")
+    elif not operated and stage.imitates(keys):
+        other = " or a teacher" if "teacher" in keys else " or objective=next_token" if "objective" in keys else ""
+        errors.append(f" imitates the untouched model, which this is: choose a replacement{other}")
+    elif _filled_in(name, keys, cfg, 0)["steps"] == 0:
+        general = "replacement.transfer_steps" if stage.scope == "layers" else "trainer.max_steps"
+        errors.append(f".steps=null takes {general}, which is 0: the stage trains nothing")
     if keys.get("attention_weight") and operated and not hasattr(_core(cfg), "weights"):
         errors.append(
             f".attention_weight: {cfg['replacement']['name']!r} does not tell its attention weights; set it to 0"
         )
-    if not operated and name == "kl" and keys["teacher"] is None:
-        errors.append(" imitates the untouched model, which this is: choose a replacement or a teacher")
     return errors + _lora_errors(cfg, keys) + _teacher_errors(cfg, keys)
 
 
@@ -96,10 +98,16 @@ def _lora_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 def _teacher_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
     if keys.get("teacher") is None:
         return []
+    wrong = check(keys["teacher"])
+    if wrong:
+        return [message.replace("model.path", ".teacher", 1) for message in wrong]
     ours, theirs = build_source(cfg).config(), PretrainedModel(keys["teacher"]).config()
     if theirs is None or ours is None:  # a hub model that is not here: told when it is loaded
         return []
-    sizes = shape_of(theirs).vocab_size, shape_of(ours).vocab_size
+    try:
+        sizes = shape_of(theirs).vocab_size, shape_of(ours).vocab_size
+    except UserError as error:
+        return [f".teacher={keys['teacher']}: {message}" for message in error.messages]
     if sizes[0] == sizes[1]:
         return []
     return [

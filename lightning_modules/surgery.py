@@ -95,6 +95,20 @@ def _redraw_projections(model: nn.Module, layer: int) -> None:
                 projection.bias = nn.Parameter(torch.zeros_like(projection.bias), requires_grad=False)
 
 
+def bias_range(model: nn.Module, layers: Sequence[int], length: int) -> float | None:
+    """How far apart, in logits, a core's biases on scores are for positions up to `length` apart.
+
+    What is small beside the spread of the scores themselves changes nothing. None for cores without a bias.
+    """
+    attentions = architecture_of(model.config.model_type).attention_layers(model)
+    biases = [attentions[layer].core.bias for layer in layers if hasattr(attentions[layer].core, "bias")]
+    if not biases:
+        return None
+    values = torch.cat([bias(torch.arange(length)).flatten() for bias in biases])
+    finite = values[values.isfinite()]
+    return (finite.max() - finite.min()).item()
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A copy of a model for keeps: it holds the same parameters (not copies of them), so that it costs no memory.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from data_modules.activations import place
-from data_modules.token_cache import tensors_sha256
+from lightning_modules.frozen import model_identity
 from lightning_modules.stages import Workspace
 from registries import UserError
 from registries.models.pretrained import PretrainedModel
@@ -29,13 +29,14 @@ class Teacher:
         self.cache, self.model, identity = workspace.activations, workspace.original, dict(workspace.identity)
         if path is not None:
             self.model = _load(path, workspace)
-            identity |= {"weights": tensors_sha256(dict(self.model.named_parameters()))}
+            identity |= model_identity(self.model)
         self.place = place(**identity, module=FINAL, side="output")
         self.width = self.model.config.get_text_config().hidden_size
 
-    def reserve(self, blocks: int, block_size: int) -> bool:
-        """Make room in the cache for that many blocks. Returns whether they will be kept."""
-        return self.cache.reserve([self.place], blocks, block_size * self.width * self.model.dtype.itemsize)
+    def reserve(self, blocks: Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of blocks (blocks, length). Returns whether they will be kept."""
+        entry_bytes = blocks.shape[1] * self.width * self.model.dtype.itemsize
+        return self.cache.reserve([self.place], blocks, min(len(blocks), visits), entry_bytes)
 
     @torch.no_grad()
     def final_states(self, input_ids: Tensor) -> Tensor:
@@ -47,12 +48,18 @@ class Teacher:
 def _load(path: str, workspace: Workspace) -> nn.Module:
     source, ours = PretrainedModel(path), workspace.tokenizer
     theirs = source.tokenizer()
+    model = source.model(workspace.original.dtype).requires_grad_(False).eval()
+    outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
+    if outputs[0] != outputs[1]:
+        raise UserError(
+            f"the teacher {path} has {outputs[0]} outputs, the model that trains has {outputs[1]}: their next-token "
+            "distributions cannot be compared. Take a teacher of the same family"
+        )
     if theirs.get_vocab() != ours.get_vocab():
         raise UserError(
             f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
             f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
         )
-    model = source.model(workspace.original.dtype).requires_grad_(False).eval()
     return model.to(workspace.original.device)
 
 

@@ -48,7 +48,10 @@ def _named(spec: str, num_layers: int) -> list[int]:
         r"(?:(first|last|ends|every|spread):([1-9]\d*)|(first|last|ends|spread):(\d+\.?\d*)%)", spec
     ):
         form, count = counted[1] or counted[3], counted[2]
-        count = int(count) if count else max(1, round(num_layers * float(counted[4]) / 100))
+        share = float(counted[4] or 0)
+        if not count and not share:
+            raise UserError(f"layers={spec!r} asks for no layer")
+        count = int(count) if count else max(1, int(num_layers * share / 100 + 0.5))
         if count > num_layers:
             raise UserError(f"layers={spec!r} asks for {count} layers, but this model has {num_layers}")
         return {

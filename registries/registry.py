@@ -18,7 +18,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 
@@ -164,7 +164,12 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 def defaults(target: Any) -> dict[str, Any]:
     """Parameter names and default values of a callable (those without a default are left out)."""
     empty = inspect.Parameter.empty
-    return {name: item.default for name, item in parameters(target).items() if item.default is not empty}
+    made = {field.name: field.default_factory for field in fields(target)} if is_dataclass(target) else {}
+    return {
+        name: item.default if made.get(name, MISSING) is MISSING else made[name]()
+        for name, item in parameters(target).items()
+        if item.default is not empty
+    }
 
 
 def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
@@ -192,16 +197,16 @@ def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: 
         for key in arguments
         if key not in known and not takes_any
     }
-    fields = {  # a dataclass is handed over by code, not by a config
+    types = {  # a dataclass is handed over by code, not by a config
         name: (
             Any if item.annotation is item.empty or is_dataclass(item.annotation) else item.annotation,
             ... if item.default is item.empty else item.default,
         )
         for name, item in named.items()
     }
-    model = create_model("Arguments", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
+    model = create_model("Arguments", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **types)
     try:
-        model(**{key: value for key, value in arguments.items() if key in fields})
+        model(**{key: value for key, value in arguments.items() if key in types})
     except ValidationError as error:
         for item in error.errors():
             key = str(item["loc"][0])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightning_modules.nll import perplexity
 from registries.registry import UserError
 
 CONFIDENCE = 0.95
@@ -42,7 +43,7 @@ def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
     total, k = sum(tokens), len(tokens)
     mean = sum(differences) / total
     if k < 2:
-        return Ratio(math.exp(mean), 0.0, math.inf)
+        return Ratio(perplexity(mean), 0.0, math.inf)
     residuals = sum((d - mean * n) ** 2 for d, n in zip(differences, tokens, strict=True))
     margin = t.ppf((1 + CONFIDENCE) / 2, k - 1) * math.sqrt(k / (k - 1) * residuals) / total
-    return Ratio(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin))
+    return Ratio(*(perplexity(value) for value in (mean, mean - margin, mean + margin)))

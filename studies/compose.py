@@ -27,9 +27,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from registries.plugins import import_plugins
-from registries.registry import UserError, nearest
+from registries.registry import UserError, defaults, nearest, parameters
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+SUPPLIED = ("shape", "parameters", "cache_dir", "workspace")  # to components, by the code that builds them
 LISTS = ("recovery",)  # groups that take a list of options
 
 
@@ -98,8 +99,12 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
 
 def _experiment_axes(parsed: Sequence[Override], config_name: str, start: Sequence[str]) -> dict[str, str]:
     """Key -> override of what the experiment that was asked for sweeps over (its `hydra.sweeper.params`)."""
-    if "experiment" not in {item.key_or_group for item in parsed}:
+    asked = {item.key_or_group: item for item in parsed}
+    if "experiment" not in asked:
         return {}
+    swept = [item.input_line for key in ("experiment", "size") if (item := asked.get(key)) and item.is_sweep_override()]
+    if swept:
+        raise UserError(f"{swept[0]}: an experiment is a sweep of its own; run one at a time")
     size = [item.input_line for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
     with _hydra(), suppress(HydraException, OmegaConfBaseException):  # what is wrong is told with all other errors
         cfg = hydra_compose(config_name, [*start, *size], return_hydra_config=True)
@@ -146,9 +151,8 @@ def _store_options(folders: Sequence[Path]) -> None:
     """Put a group option made from its signature into Hydra's ConfigStore for every component that has no YAML."""
     from data_modules import DATASETS
     from data_modules.block_settings import BlockSettings
-    from lightning_modules import OPTIMIZERS, options
+    from lightning_modules import OPTIMIZERS, STAGES, options
     from registries import ATTENTION, MODELS
-    from registries.registry import defaults, parameters
 
     groups = {
         "replacement": (ATTENTION, options.surgery_options),
@@ -156,14 +160,22 @@ def _store_options(folders: Sequence[Path]) -> None:
         "optimizer": (OPTIMIZERS, options.optimizer_options),
         "dataset": (DATASETS, BlockSettings),
     }
-    supplied = ("shape", "parameters", "cache_dir")
     for group, (registry, shared) in groups.items():
         for name in registry.names():
             if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
                 continue
-            own = {key: "???" for key in parameters(registry.get(name)) if key not in supplied}
-            own.update({key: value for key, value in defaults(registry.get(name)).items() if key in own})
-            ConfigStore.instance().store(group=group, name=name, node={"name": name, **defaults(shared), **own})
+            node = {"name": name, **defaults(shared), **_own_keys(registry.get(name))}
+            ConfigStore.instance().store(group=group, name=name, node=node)
+    for name in STAGES.names():
+        if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
+            node, package = _own_keys(STAGES.get(name)), f"recovery.{name}"
+            ConfigStore.instance().store(group="recovery", name=name, node=node, package=package)
+
+
+def _own_keys(component: Any) -> dict[str, Any]:
+    """Key -> default of what a component takes from the config; ??? where it must be given."""
+    keys = [key for key in parameters(component) if key not in SUPPLIED]
+    return {key: defaults(component).get(key, "???") for key in keys}
 
 
 def _parse(overrides: Sequence[str], errors: list[str]) -> list[Override]:
@@ -297,7 +309,11 @@ def _options(item: Override, options: list, allowed: Sequence[str]) -> tuple[str
     group = item.key_or_group
     if group not in LISTS:
         return None, [f"{item.input_line}: {group} takes one option. Allowed: {', '.join(allowed)}"]
-    wrong = [option for option in options if option not in allowed or option == "none"]
+    allowed = [option for option in allowed if option != "none"]  # that stands alone
+    twice = {option for option in options if options.count(option) > 1}
+    if twice:
+        return None, [f"{item.input_line} names {sorted(twice)[0]} twice; name each once"]
+    wrong = [option for option in options if option not in allowed]
     errors = [
         f"{group}: {option} is no option{nearest(option, allowed)} Allowed: {', '.join(allowed)}" for option in wrong
     ]

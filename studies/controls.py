@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_modules.nll import perplexity
 from lightning_modules.options import surgery_options
 from lightning_modules.recovery import recovery_plan
 from lightning_modules.stages import STAGES
-from registries.registry import parameters
+from registries.registry import defaults, parameters
 from studies.comparison import ppl_ratio
 from studies.recording import Record
 from studies.run_folder import RunFolder
@@ -29,13 +29,17 @@ def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
     changed = copy.deepcopy(dict(cfg))
     shared = {key: value for key, value in cfg["replacement"].items() if key in parameters(surgery_options)}
     plan = recovery_plan(cfg)
+    changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}
     if control == "original":
         # It has nothing to learn from imitating itself; weight decay would even move it.
-        plan = {name: keys for name, keys in plan.items() if not STAGES.get(name).imitates}
-    changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}
-    changed["recovery"] = plan
+        plan = {name: keys for name, keys in plan.items() if not STAGES.get(name).imitates(keys)}
+        # Studies that differ only in their transfer share this control.
+        own = {"transfer_steps": 0, "transfer_lr": 1.0, "transfer_batch_size": 1}
+        changed["replacement"] |= own
     if not plan:
-        changed["replacement"]["transfer_steps"], changed["trainer"]["max_steps"] = 0, 0
+        changed["replacement"]["transfer_steps"], changed["trainer"] = 0, {**cfg["trainer"], "max_steps": 0}
+    # With every key, so that all ways to write the same plan share the control.
+    changed["recovery"] = {name: {**defaults(STAGES.get(name)), **keys} for name, keys in plan.items()}
     return changed | {"controls": [], "skip_finished": True, "resume": "auto"}
 
 
@@ -51,7 +55,7 @@ def record_ratios(record: Record, controls: Mapping[str, RunFolder]) -> None:
             references[RATIOS[name]] = read_documents(folder.path, prefix)
             loss = folder.result["metrics"][f"{prefix}loss"]
             record.folder.record(
-                **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": math.exp(loss)}
+                **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": perplexity(loss)}
             )
         for name, documents in references.items():
             ratio = ppl_ratio(ours, documents)

@@ -57,7 +57,7 @@ def run_tasks(
         )
     except OSError as error:  # the task's data are neither here nor within reach
         raise UserError(
-            f"tasks={list(tasks)}: {str(error).splitlines()[0]}; without network, give tasks with local data (task_path)"
+            f"tasks={list(tasks)}: {str(error).splitlines()[0]}; without network, give tasks with local data: task_path"
         ) from error
     return {task: _metrics(values) for task, values in results["results"].items()}
 

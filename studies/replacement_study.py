@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -17,10 +16,12 @@ from data_modules.block_data_module import BlockDataModule
 from data_modules.token_cache import tensors_sha256
 from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.frozen import model_identity
 from lightning_modules.preflight import logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages import Stage
+from lightning_modules.surgery import bias_range
 from lightning_modules.training import fit
 from registries.registry import UserError
 from studies.curves import read_curves
@@ -68,6 +69,7 @@ def _baseline(
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
         key = ["score", weights, tensors_sha256({"blocks": data.blocks(split)}), precision, data.settings.batch_size]
+        key.append(sorted(module.position_groups))
         scores = cached_scores(cfg["cache_dir"], key, lambda split=split: score(cfg, module, data, split))
         baselines[prefix] = scores
         machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
@@ -92,6 +94,9 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
     for note in surgery.notes:
         say(note)
     record.folder.result["layers"], record.folder.result["notes"] = surgery.layers, surgery.notes
+    spread = bias_range(module.model, surgery.layers, data.settings.block_size)
+    if spread is not None:
+        record.folder.record(**{"replacement/bias_range": spread})
     if cfg["preflight"]:
         results = preflight(module.model, before if surgery.keeps_function else None)
         record.folder.result["preflight"] = results
@@ -104,16 +109,8 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
 
 def _stages(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> dict[str, Stage]:
     """The stages of the recovery, with all that they share."""
-    weights = dict(module.original.named_parameters())
-    config = module.original.config.to_json_string(use_diff=False)
-    identity = {
-        "weights": tensors_sha256(weights),
-        "config": hashlib.sha256(config.encode()).hexdigest(),
-        "precision": cfg["trainer"]["precision"],
-        "code": code_version(),
-    }
-    blocks, size = len(data.train_blocks), data.settings.block_size
-    stages = build_stages(cfg, workspace(module, cfg, identity=identity, blocks=blocks, block_size=size))
+    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    stages = build_stages(cfg, workspace(module, cfg, identity=identity, train_blocks=data.train_blocks))
     if not stages:
         say("nothing to train: no layer is replaced and model.freeze is true, or no steps are asked for")
     return stages

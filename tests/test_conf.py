@@ -59,10 +59,9 @@ def test_stages_have_a_yaml_each_with_their_keys_and_defaults():
         assert text.startswith(f"# @package recovery.{name}\n")
         values, code = content("recovery", name), defaults(STAGES.get(name))
         assert set(values) == set(parameters(STAGES.get(name))) - {"workspace"}
-        lists = {"roles": ["attention"]}  # a field with a factory has no default in the signature
         chosen = {"lr": 1e-3} if name == "lora" else {}  # about ten times that of full training
         assert {key: _number(value) for key, value in values.items()} == {
-            key: {**code, **lists, **chosen}[key] for key in values
+            key: {**code, **chosen}[key] for key in values
         }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_modules.nll import IGNORED, token_nll
+from lightning_modules.nll import IGNORED, perplexity, token_nll
 
 
 class TokenNLL(Metric):
@@ -48,11 +48,7 @@ class TokenNLL(Metric):
         nll, tokens = self.nll.item(), self.tokens.item()
         if not tokens:
             raise ValueError("no token was scored: every label is -100, or every row has one token")
-        scores = {"loss": nll / tokens, "ppl": _exp(nll / tokens), "accuracy": self.correct.item() / tokens}
+        scores = {"loss": nll / tokens, "ppl": perplexity(nll / tokens), "accuracy": self.correct.item() / tokens}
         if self.bytes.item():
             scores["bpb"] = nll / math.log(2) / self.bytes.item()
         return scores
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -28,8 +28,7 @@ class Workspace:
         activations: the cache of what frozen layers compute.
         identity: what the activations of the untouched model depend on beside layer and tokens.
         changes: the surgery and the recovery of this run, as plain data.
-        blocks: training blocks.
-        block_size: tokens of a block.
+        train_blocks: (blocks, length) tokens; None where nothing will be trained.
         batch_size: blocks of one forward pass through the whole model.
         loss_chunk_size: tokens whose logits exist at a time in an end-to-end loss; None: those of a whole pass.
     """
@@ -40,8 +39,7 @@ class Workspace:
     activations: ActivationCache
     identity: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
-    blocks: int = 0
-    block_size: int = 0
+    train_blocks: Tensor | None = None
     batch_size: int = 1
     loss_chunk_size: int | None = None
 
@@ -72,7 +70,6 @@ class Stage(Protocol):
         scope: `layers` if layers learn by themselves (None means `replacement.transfer_*`), `model` if the loss is of
             the whole model (None means the trainer's steps, the optimizer's rate, the dataset's batches).
         pass_size: blocks of one forward pass; a step's gradients are summed over its passes.
-        imitates: whether the target is what the untouched model computes (so that such a model has nothing to learn).
     """
 
     steps: int
@@ -80,7 +77,11 @@ class Stage(Protocol):
     batch_size: int
     pass_size: int
     scope: ClassVar[Literal["layers", "model"]]
-    imitates: ClassVar[bool]
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        """Whether with these keys the target is what the untouched model computes (which then learns nothing)."""
+        ...
 
     def prepare(self, model: nn.Module) -> None:
         """Put in place what the stage adds to the model. A trained model is loaded after the same preparation."""

@@ -6,8 +6,9 @@ recovered model each group learns to make up for the errors of those below it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -41,7 +42,6 @@ class BlockWise:
     inputs: Literal["original", "recovered"] = "original"
 
     scope: ClassVar[str] = "layers"
-    imitates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         original, replaced = self.workspace.original, self.workspace.surgery.layers
@@ -62,6 +62,10 @@ class BlockWise:
     def pass_size(self) -> int:
         return self.batch_size
 
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        return True
+
     def prepare(self, model: nn.Module) -> None:
         pass
 
@@ -69,7 +73,7 @@ class BlockWise:
         return attention_parameters(model, self.workspace.surgery.layers)
 
     def start(self, model: nn.Module) -> None:
-        self._states.reserve(min(self.workspace.blocks, self.steps * self.batch_size), self.workspace.block_size)
+        self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
         states, calls = self._states(input_ids), self._calls(input_ids)

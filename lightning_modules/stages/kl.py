@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
@@ -33,11 +34,14 @@ class KL:
     teacher: str | None = None
 
     scope: ClassVar[str] = "model"
-    imitates: ClassVar[bool] = True
 
     @property
     def pass_size(self) -> int:
         return min(self.workspace.batch_size, self.batch_size)
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        return keys.get("teacher") is None
 
     def prepare(self, model: nn.Module) -> None:
         pass

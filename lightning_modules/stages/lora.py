@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor, nn
 
 from lightning_modules.objectives import EndToEnd, Objective
@@ -35,7 +36,7 @@ class LoRA:
     steps: Annotated[int, Ge(1)] | None = None
     lr: Annotated[float, Gt(0)] | None = None
     batch_size: Annotated[int, Ge(1)] | None = None
-    roles: list[str] = field(default_factory=lambda: ["attention"])
+    roles: Annotated[list[str], MinLen(1)] = field(default_factory=lambda: ["attention"])
     layers: str | int | list[int] = "replaced"
     rank: Annotated[int, Ge(1)] = 8
     alpha: Annotated[float, Gt(0)] = 16.0
@@ -43,11 +44,14 @@ class LoRA:
     objective: Objective = "next_token"
 
     scope: ClassVar[str] = "model"
-    imitates: ClassVar[bool] = False
 
     @property
     def pass_size(self) -> int:
         return min(self.workspace.batch_size, self.batch_size)
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        return keys.get("objective") == "kl"
 
     def prepare(self, model: nn.Module) -> None:
         replaced = self.workspace.surgery.layers if self.workspace.surgery else []
@@ -57,6 +61,9 @@ class LoRA:
         return {name: parameter for name, parameter in model.named_parameters() if f".{ADAPTER}." in name}
 
     def start(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if name.endswith(f".lora_dropout.{ADAPTER}"):
+                module.train()  # what is frozen is in evaluation mode, and a dropout has no parameters to tell it from
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size, self.objective)
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:

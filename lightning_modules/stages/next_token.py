@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
@@ -29,11 +30,14 @@ class NextToken:
     train: Trained = "replaced"
 
     scope: ClassVar[str] = "model"
-    imitates: ClassVar[bool] = False
 
     @property
     def pass_size(self) -> int:
         return min(self.workspace.batch_size, self.batch_size)
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        return False
 
     def prepare(self, model: nn.Module) -> None:
         pass

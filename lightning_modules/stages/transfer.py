@@ -7,8 +7,9 @@ outputs of the original layers come from the activation cache: no other layer ru
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -38,7 +39,6 @@ class Transfer:
     attention_weight: Annotated[float, Ge(0)] = 0.0
 
     scope: ClassVar[str] = "layers"
-    imitates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         original, self.layers = self.workspace.original, self.workspace.surgery.layers
@@ -49,11 +49,15 @@ class Transfer:
         }
         self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
         self._calls = CallsByShape(original, list(self._paths.values()))
-        self._weights = AttentionWeights(original, self.layers) if self.attention_weight else None
+        self._weights: AttentionWeights | None = None
 
     @property
     def pass_size(self) -> int:
         return self.batch_size
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        return True
 
     def prepare(self, model: nn.Module) -> None:
         pass
@@ -62,9 +66,11 @@ class Transfer:
         return attention_parameters(model, self.layers)
 
     def start(self, model: nn.Module) -> None:
-        self._states.reserve(min(self.workspace.blocks, self.steps * self.batch_size), self.workspace.block_size)
+        self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+        if self.attention_weight and self._weights is None:  # not before what trains was parted from the original
+            self._weights = AttentionWeights(self.workspace.original, self.layers)
         states, calls = self._states(input_ids), self._calls(input_ids)
         total, parts = torch.zeros((), device=input_ids.device), {}
         for layer, path in self._paths.items():

@@ -96,10 +96,10 @@ def position_weights(
 
 
 def _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start):
-    queries, keys = query.shape[2] // depth, key.shape[2] // depth
-    offsets = _offsets(queries, keys, query_start - key_start, query.device)
-    allowed = _spread((offsets >= 0)[None, None] if mask is None else mask, depth)
-    scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, offsets)
+    shape = query.shape[2] // depth, key.shape[2] // depth, query_start - key_start
+    causal = _offsets(*shape, query.device) >= 0
+    allowed = _spread(causal[None, None] if mask is None else mask, depth)
+    scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, *shape, query.device)
     # The lowest finite number instead of -inf: a padding query that may see nothing gets some average, not NaN.
     return scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
 
@@ -120,8 +120,8 @@ def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, ke
         else:
             part = mask[:, :, start:stop]
             end = _last_visible(part)
-            offsets = _offsets(stop - start, end, query_start + start - key_start, query.device)
-            added = _spread_bias(bias, offsets).masked_fill(~_spread(part[..., :end], depth), -torch.inf)
+            added = _spread_bias(bias, stop - start, end, query_start + start - key_start, query.device)
+            added = added.masked_fill(~_spread(part[..., :end], depth), -torch.inf)
             added = added.to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
         chunks.append(
             scaled_dot_product_attention(
@@ -187,10 +187,11 @@ def _spread(mask: Tensor, depth: int) -> Tensor:
     return mask.repeat_interleave(depth, dim=-2).repeat_interleave(depth, dim=-1)
 
 
-def _spread_bias(bias: ScoreBias, offsets: Tensor) -> Tensor:
-    """The bias of all slices, (queries * depth, keys * depth), for offsets (queries, keys)."""
-    lowest, highest = int(offsets.min()), int(offsets.max())
-    table = bias(torch.arange(lowest, highest + 1, device=offsets.device))
+def _spread_bias(bias: ScoreBias, queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
+    """The bias of all slices, (queries * depth, keys * depth); arguments as `_offsets`."""
+    lowest = shift - keys + 1
+    table = bias(torch.arange(lowest, shift + queries, device=device))
+    offsets = _offsets(queries, keys, shift, device)
     return table[offsets - lowest].transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -208,9 +209,9 @@ def _causal_table(bias: ScoreBias, keys: int, device: torch.device, dtype: torch
     with torch.no_grad():
         depth = bias(torch.zeros(1, dtype=torch.long)).shape[-1]
         rows = _chunk(depth)
-        offsets = _offsets(rows, keys, keys - rows, device)
-        added = _spread_bias(bias, offsets)
-        return added.masked_fill(~_spread(offsets >= 0, depth), -torch.inf).to(dtype), depth
+        added = _spread_bias(bias, rows, keys, keys - rows, device)
+        causal = _offsets(rows, keys, keys - rows, device) >= 0
+        return added.masked_fill(~_spread(causal, depth), -torch.inf).to(dtype), depth
 
 
 def _last_visible(mask: Tensor) -> int:

@@ -102,7 +102,7 @@ def test_validation_comes_in_order_with_a_last_partial_batch(text):
 @pytest.mark.parametrize("split", [*SPLITS, "all"])
 def test_every_token_has_the_number_of_its_document(text, text_file, tokenizer, split):
     """Of blocks chosen here and there as much as of all: the numbers are those of the split's documents, in order."""
-    module = text(block_size=1000, val_size=5, test_size=5, batch_size=2)
+    module = text(block_size=1500, val_size=8, test_size=8, batch_size=3)
     splits = DATASETS.build("text", path=str(text_file))
     texts = dict(enumerate(document.text for document in splits[split]))
     batches = list(module.loader(split))
@@ -116,7 +116,7 @@ def test_every_token_has_the_number_of_its_document(text, text_file, tokenizer, 
             for number in documents.unique().tolist():
                 piece = tokenizer.decode(ids[documents == number], skip_special_tokens=True)
                 found.setdefault(number, []).append(piece)
-    assert len(found) >= 3
+    assert len(found) > 1
     if split == "train":  # in an order of its own, and without gaps
         texts = dict(zip(found, ["".join(pieces) for pieces in found.values()], strict=True))
         assert {texts[number] for number in sorted(found)[1:-1]} < {document.text for document in splits[split]}

@@ -73,18 +73,17 @@ def make_module():
 
 
 @pytest.fixture
-def make_stage(tmp_path):
+def make_stage(tmp_path, blocks):
     """A stage of a module, with what it shares with others; `pass_size` is that of end-to-end stages."""
 
-    def make(module, name, pass_size=4, blocks=12, loss_chunk_size=None, cache=True, **keys):
+    def make(module, name, pass_size=4, loss_chunk_size=None, cache=True, **keys):
         workspace = Workspace(
             original=module.original,
             tokenizer=module.tokenizer,
             surgery=module.surgery,
             activations=ActivationCache(tmp_path / "cache", 1.0, cache),
             identity={"weights": tensors_sha256(dict(module.original.named_parameters()))},
-            blocks=blocks,
-            block_size=LENGTH,
+            train_blocks=blocks,
             batch_size=pass_size,
             loss_chunk_size=loss_chunk_size,
         )

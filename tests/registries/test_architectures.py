@@ -167,9 +167,11 @@ def test_attention_and_mlp_are_all_there_is(model_type):
     assert resolve_roles(architecture, ["mlp", "attention"]) == list(architecture.roles)
 
 
-@given(st.sampled_from(ARCHITECTURES.names()).flatmap(
-    lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(list(ARCHITECTURES.get(name).roles))))
-))
+@given(
+    st.sampled_from(ARCHITECTURES.names()).flatmap(
+        lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(list(ARCHITECTURES.get(name).roles))))
+    )
+)
 def test_roles_come_once_and_in_the_familys_order(chosen):
     model_type, roles = chosen
     architecture = architecture_of(model_type)

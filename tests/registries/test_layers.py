@@ -68,7 +68,9 @@ def test_layers_that_the_model_does_not_have(spec, layer):
         resolve_layers(spec, 30)
 
 
-@pytest.mark.parametrize("spec", ["first:31", "last:31", "ends:31", "every:31", "spread:31", "first:103%", "spread:104%"])
+@pytest.mark.parametrize(
+    "spec", ["first:31", "last:31", "ends:31", "every:31", "spread:31", "first:103%", "spread:104%"]
+)
 def test_more_layers_than_there_are(spec):
     with pytest.raises(UserError, match="asks for 31 layers, but this model has 30"):
         resolve_layers(spec, 30)
@@ -113,7 +115,7 @@ def test_a_spread_starts_at_the_first_layer_with_distances_that_differ_by_one_at
     assert max(distances) - min(distances) <= 1
 
 
-@given(st.integers(1, 80), st.integers(0, 400), st.sampled_from(["first", "last", "ends", "spread"]))
+@given(st.integers(1, 80), st.integers(1, 400), st.sampled_from(["first", "last", "ends", "spread"]))
 def test_a_share_is_the_nearest_count_and_at_least_one_layer(num_layers, quarters, form):
     """In quarters of a percent; a half may go either way."""
     percent = quarters / 4

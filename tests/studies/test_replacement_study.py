@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 import studies.replacement_study as replacement_study
 import studies.scores as scores
 import train
+from data_modules import build_data_module
 from lightning_modules import load_module
+from lightning_modules.building import plain
 from lightning_modules.callbacks.checkpoint import StepCheckpoint
 from lightning_modules.preflight import PreflightError
+from lightning_modules.training import evaluate
 from studies.curves import read_curves
 
 TOROIDAL = ("replacement=toroidal", "replacement.transfer_steps=6", "replacement.depth=4")
@@ -77,7 +80,9 @@ class TestFinishedRun:
             assert metrics[f"{prefix}ppl_ratio"] == pytest.approx(ratio, rel=1e-9)
         assert metrics["test/ppl_ratio"] == pytest.approx(metrics["test/ppl"] / metrics["baseline/test/ppl"], rel=1e-9)
         for prefix in ("val/", "test/"):
-            assert metrics[f"{prefix}ppl_ratio_low"] < metrics[f"{prefix}ppl_ratio"] < metrics[f"{prefix}ppl_ratio_high"]
+            assert (
+                metrics[f"{prefix}ppl_ratio_low"] < metrics[f"{prefix}ppl_ratio"] < metrics[f"{prefix}ppl_ratio_high"]
+            )
         assert 0 < metrics["params/trainable"] < metrics["params/total"]
         for name in (
             "time/train_s",
@@ -213,6 +218,56 @@ def test_a_frozen_bfloat16_model_is_trained_in_float32(run):
     folder = run("model.dtype=bfloat16", *TOROIDAL)
     assert {tensor.dtype for tensor in weights_of(folder).values()} == {torch.float32}
     assert result_of(folder)["metrics"]["val/loss"] > 0
+
+
+# Pipelines of stages
+
+PIPELINES = {
+    "transfer, lora, next_token": ("recovery=[transfer,lora,next_token]", "recovery.lora.steps=3"),
+    "block_wise, kl": ("recovery=[block_wise,kl]", "recovery.block_wise.inputs=recovered"),
+}
+
+
+@pytest.mark.parametrize("own", PIPELINES.values(), ids=PIPELINES)
+def test_a_pipeline_is_recorded_stage_by_stage_and_loaded_as_it_was(run, small, own):
+    folder = run(*TOROIDAL, "replacement.layers=all", *own)
+    result, metrics = result_of(folder), result_of(folder)["metrics"]
+    stages = list(result["config"]["recovery"])
+    assert list(result["stages"]) == stages
+    assert all(f"{name}/loss" in metrics for name in stages)
+    assert metrics[f"{stages[-1]}/loss"] == metrics["val/loss"]
+    errors = {name for name in metrics if "/error_layer_" in name}
+    assert errors == {f"{stages[0]}/error_layer_{layer}" for layer in (0, 1)}
+    assert all(metrics[name] > 0 for name in errors)
+    curves = read_curves(folder)
+    assert all(f"train/{name}/loss" in curves or name == "next_token" for name in stages)
+    cfg = plain(train.compose(small()))
+    module = load_module(folder)
+    data = build_data_module(cfg, module.tokenizer)
+    module.measure(data.token_bytes)
+    assert evaluate(module, data.loader("validation"), cfg["trainer"])["loss"] == metrics["val/loss"]
+
+
+def test_lora_trains_its_additions_and_the_next_stage_what_it_is_for(run):
+    stages = result_of(run(*TOROIDAL, *PIPELINES["transfer, lora, next_token"]))["stages"]
+    assert stages["lora"]["steps"] == 3
+    assert all("lora_" in name for name in stages["lora"]["trained"])
+    assert not any("lora_" in name for name in stages["transfer"]["trained"])
+    assert {name.replace(".base_layer", "") for name in stages["next_token"]["trained"] if "lora_" not in name} == set(
+        stages["transfer"]["trained"]
+    )
+
+
+@pytest.mark.parametrize("recovery", ["recovery=[next_token]", "recovery=[transfer,kl]"])
+@pytest.mark.parametrize("override", ["trainer.gradient_checkpointing=true", "trainer.loss_chunk_size=10"])
+def test_what_saves_memory_changes_no_score(run, recovery, override):
+    own = (*TOROIDAL, recovery, "trainer.max_steps=6", "optimizer.lr=1e-2", "dataset.batch_size=2")
+    plainly, sparingly = result_of(run(*own))["metrics"], result_of(run(*own, override))["metrics"]
+    assert plainly["val/loss"] != pytest.approx(plainly["baseline/loss"], rel=1e-4)  # something was trained
+    losses = [name for name in plainly if name.endswith(("/loss", "/accuracy", "/bpb"))]
+    assert {name: sparingly[name] for name in losses} == pytest.approx(
+        {name: plainly[name] for name in losses}, rel=1e-5
+    )
 
 
 # Same seed, same result; and which options change it
@@ -432,6 +487,13 @@ def test_another_model_or_other_tokens_are_scored_anew(run, scored, tmp_path, ov
     before = len(scored)
     run(cache, override)
     assert len(scored) > before
+
+
+def test_a_baseline_has_the_losses_by_position_whoever_scored_it_first(run, tmp_path):
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    run(cache)
+    metrics = result_of(run(cache, "dataset.loss_by_position=true"))["metrics"]
+    assert metrics["baseline/loss_positions_0_31"] == pytest.approx(metrics["baseline/loss"])
 
 
 @pytest.mark.parametrize("content", ["", '{"loss": 1.0, "ppl'])

@@ -89,6 +89,7 @@ def test_documents_come_by_their_number_whatever_the_order_of_the_batches():
     same(measured(batches[::-1]), measured(batches))
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_nothing_is_kept_after_a_reset():
     metric = DocumentNLL()
     logits, labels, documents = example(2, 5, 3)

@@ -1,0 +1,115 @@
+"""Fill the tables of a results page from finished runs.
+
+python -m studies.results_page docs/results/attention_replacement.md outputs [more output folders]
+
+A line `<!-- table: depth -->` of the page is followed by the tables of that experiment, one for each model, dataset and
+size that were run; everything from there to the next `<!-- end -->` is written anew. What else the page says is left.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registries.registry import UserError
+from studies.fingerprint import relevant
+from studies.run_folder import runs, write_text
+from studies.tracking import flatten
+
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = {
+    "after surgery": "swap/ppl_ratio",
+    "after transfer": "transfer/ppl_ratio",
+    "at the end": "val/ppl_ratio",
+    "over the control": "val/ppl_ratio_control",
+    "over the control, test": "test/ppl_ratio_control",
+    "over random standard": "val/ppl_ratio_standard",
+    "bias range": "replacement/bias_range",
+    "tokens/s": "throughput/eval_tokens_per_s",
+    "MB": "memory/peak_mb",
+    "train s": "time/train_s",
+}
+
+
+def fill(page: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The page with its tables made from these results (contents of `result.json`).
+
+    Raises:
+        UserError: the page asks for an experiment that was not run.
+    """
+    by_experiment = defaultdict(list)
+    for result in results:
+        if result["status"] == "finished":
+            by_experiment[result["config"]["experiment"]["name"]].append(result)
+
+    def tables(match: re.Match) -> str:
+        name = match[2]
+        if name not in by_experiment:
+            raise UserError(f"there is no finished run of experiment {name!r}: python train.py experiment={name}")
+        return match[1] + "\n".join(_tables(name, by_experiment[name])) + "\n" + match[3]
+
+    return MARK.sub(tables, page)
+
+
+def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """A table for each model, dataset and size, with the command above it."""
+    groups = defaultdict(list)
+    for result in results:
+        config = result["config"]
+        groups[config["model"]["name"], config["dataset"]["name"], config["size"]["name"]].append(result)
+    for (model, dataset, size), members in sorted(groups.items()):
+        command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}"
+        yield f"`{command}`\n\n{_table(members)}"
+
+
+def _table(results: list[Mapping[str, Any]]) -> str:
+    configs = [flatten(relevant(result["config"])) for result in results]
+    keys = sorted({key for config in configs for key in config})
+    varied = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1] or ["replacement.depth"]
+    varied = [key for key in varied if not key.startswith("recovery.")] + (
+        ["recovery"] if any(key.startswith("recovery.") for key in varied) else []
+    )
+    shown = {title: metric for title, metric in COLUMNS.items() if any(metric in r["metrics"] for r in results)}
+    lines = [[*(key.rpartition(".")[2] for key in varied), *shown]]
+    for result, config in zip(results, configs, strict=True):
+        stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"
+        values = [stages if key == "recovery" else str(config.get(key)) for key in varied]
+        lines.append([*values, *(_value(result["metrics"], metric) for metric in shown.values())])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], lines[1], *sorted(lines[2:], key=_order)]) + "\n"
+    )
+
+
+def _order(cells: Sequence[str]) -> list[Any]:
+    """Numbers by size, everything else by its letters."""
+    return [(0, float(cell), "") if re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell) else (1, 0.0, cell) for cell in cells]
+
+
+def _value(metrics: Mapping[str, float], name: str) -> str:
+    value = metrics.get(name)
+    if value is None:
+        return ""
+    if f"{name}_low" in metrics:
+        return f"{value:.4f} ({metrics[f'{name}_low']:.4f} - {metrics[f'{name}_high']:.4f})"
+    return f"{value:.4f}" if value < 100 else f"{value:,.0f}"
+
+
+def main(page: str, *output_dirs: str) -> None:
+    """The command line."""
+    file = Path(page)
+    results = [result for folder in output_dirs for _, result in runs(Path(folder))]
+    write_text(file, fill(file.read_text(), results))
+
+
+if __name__ == "__main__":
+    from studies.launch import exit_with
+
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        exit_with(error)

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from lightning_modules.causal_lm import CausalLMModule
+from registries.models.random import byte_tokenizer
+from registries.registry import UserError
+from studies.harness import run_tasks
+from tests.rules import language_model, logits
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+ROWS = [{"question": f"Question {n}:", "choices": [" one", " other"], "label": n % 2} for n in range(6)]
+
+
+@pytest.fixture
+def task_path(tmp_path, monkeypatch):
+    """A folder with a task of local data; the harness's copy of the data goes to a folder of the test."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "task.yaml").write_text(TASK.format(name="graftlab_choices", data=data))
+    return str(tmp_path / "tasks")
+
+
+@pytest.fixture
+def module():
+    return CausalLMModule(language_model("llama"), byte_tokenizer())
+
+
+def chosen(module, row):
+    """The choice that the model finds more likely after the question."""
+    sums = []
+    for choice in row["choices"]:
+        question, whole = (module.tokenizer(text, return_tensors="pt")["input_ids"] for text in
+                           (row["question"], row["question"] + choice))  # fmt: skip
+        nll = logits(module.model, whole[:, :-1]).log_softmax(-1).gather(2, whole[:, 1:, None])
+        sums.append(nll[0, question.shape[1] - 1 :].sum().item())
+    return sums.index(max(sums))
+
+
+def test_a_local_task_is_scored_as_by_hand(module, task_path):
+    expected = sum(chosen(module, row) == row["label"] for row in ROWS) / len(ROWS)
+    assert run_tasks(module, ["graftlab_choices"], task_path)["graftlab_choices"]["acc"] == pytest.approx(expected)
+
+
+def test_a_limit_takes_the_first_examples(module, task_path):
+    expected = sum(chosen(module, row) == row["label"] for row in ROWS[:3]) / 3
+    scores = run_tasks(module, ["graftlab_choices"], task_path, limit=3)
+    assert scores["graftlab_choices"]["acc"] == pytest.approx(expected)
+
+
+def test_an_unknown_task_is_told_before_anything_runs(module, task_path):
+    with pytest.raises(UserError, match="unknown task 'graftlab_choice'; did you mean 'graftlab_choices'"):
+        run_tasks(module, ["graftlab_choice"], task_path)
+
+
+def test_a_task_whose_data_are_not_here(module, task_path, tmp_path):
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(UserError, match="without network, give tasks with local data"):
+        run_tasks(module, ["graftlab_choices"], task_path)

@@ -26,7 +26,7 @@ SUPPLIED = {"shape", "parameters", "cache_dir"}  # by the code that builds, not 
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTRIES and name != "none"]
 
-SAVES_MEMORY = {"accumulate_grad_batches": 16, "gradient_checkpointing": True, "loss_chunk_size": 256}
+SAVES_MEMORY = {"accumulate_grad_batches": 16, "gradient_checkpointing": True, "loss_chunk_size": 64}
 
 # Where the value of a YAML is a choice for that option, and the default in the code one for use without a config.
 CHOSEN = {

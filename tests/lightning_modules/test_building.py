@@ -164,3 +164,13 @@ WIDE, NARROW = (MODELS.build("random", hidden_size=width).config() for width in 
 def test_the_dtype_of_the_weights(dtype, frozen, fast, config, expected, monkeypatch):
     monkeypatch.setattr("lightning_modules.building.fast_bfloat16", lambda: fast)
     assert resolve_dtype(dtype, frozen, config) == expected
+
+
+@pytest.mark.parametrize(("bfloat16", "gpu", "expected"), [
+    (True, True, torch.bfloat16), (False, True, torch.float16), (False, False, torch.float32),
+])  # fmt: skip
+def test_a_gpu_without_bf16_keeps_frozen_weights_in_fp16(bfloat16, gpu, expected, monkeypatch):
+    monkeypatch.setattr("lightning_modules.building.fast_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert resolve_dtype("auto", True, WIDE) == expected
+    assert resolve_dtype("auto", False, WIDE) == torch.float32

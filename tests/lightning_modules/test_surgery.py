@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_modules.surgery import attention_parameters, part, replace_attention, thaw, twin
+from lightning_modules.surgery import attention_parameters, bias_range, part, replace_attention, thaw, twin
 from registries import UserError
 from registries.architectures import architecture_of
 from tests.rules import difference, language_model, logits, tokens
@@ -176,3 +176,21 @@ def test_thaw_makes_exactly_these_trainable_in_fp32():
     for other, parameter in model.named_parameters():
         assert parameter.requires_grad == (other == name)
         assert parameter.dtype == (torch.float32 if other == name else torch.bfloat16)
+
+
+@pytest.mark.parametrize("length", [1, 7, 20, 50])
+@pytest.mark.parametrize(("weight", "depth"), [(0.0, 2), (0.1, 4), (5.0, 1)])
+def test_the_range_of_the_bias(length, weight, depth):
+    model = language_model("llama")
+    options = {"lambda_distance": weight, "depth": depth, "period": 30}
+    replace_attention(model, "toroidal", [0, 1], options=options)
+    far = max(min(t, 30 - t) / 30 for t in range(length) if t < 30)
+    assert bias_range(model, [0, 1], length) == pytest.approx(weight * (far + (depth - 1) / depth), abs=1e-6)
+
+
+def test_a_bias_that_forbids_has_no_range_and_a_core_without_one_neither():
+    model = language_model("llama")
+    replace_attention(model, "window", [0], options={"window": 2})
+    replace_attention(model, "standard", [1])
+    assert bias_range(model, [0], 20) == 0
+    assert bias_range(model, [1], 20) is None

@@ -73,7 +73,9 @@ def _table(results: list[Mapping[str, Any]]) -> str:
     varied = [key for key in varied if not key.startswith("recovery.")] + (
         ["recovery"] if any(key.startswith("recovery.") for key in varied) else []
     )
-    shown = {title: metric for title, metric in COLUMNS.items() if any(metric in r["metrics"] for r in results)}
+    known = {metric: None for result in results for metric in result["metrics"]}
+    groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
+    shown = {title: metric for title, metric in (COLUMNS | groups).items() if metric in known}
     lines = [[*(key.rpartition(".")[2] for key in varied), *shown]]
     for result, config in zip(results, configs, strict=True):
         stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"
@@ -83,6 +85,12 @@ def _table(results: list[Mapping[str, Any]]) -> str:
     return (
         "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], lines[1], *sorted(lines[2:], key=_order)]) + "\n"
     )
+
+
+def _words(metric: str) -> str:
+    """`val/loss_positions_256_511` -> `256-511`; other groups by their name."""
+    name = metric.removeprefix("val/loss_")
+    return re.sub(r"positions_(\d+)_(\d+)", r"\1-\2", name).replace("_", " ")
 
 
 def _order(cells: Sequence[str]) -> list[Any]:

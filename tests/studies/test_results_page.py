@@ -53,6 +53,13 @@ def test_pipelines_are_named_by_their_stages():
     assert "| transfer + next_token |" in page
 
 
+def test_losses_of_groups_of_positions_have_columns():
+    runs = [result(2, 1.1), result(4, 1.2)]
+    for number, run in enumerate(runs):
+        run["metrics"] |= {"val/loss_positions_0_255": 3.0 + number, "val/loss_first_period": 5.0}
+    assert "| depth | at the end | loss, 0-255 | loss, first period |" in fill(PAGE, runs)
+
+
 def test_an_experiment_that_was_not_run():
     with pytest.raises(UserError, match="no finished run of experiment 'depth': python train.py experiment=depth"):
         fill(PAGE, [result(2, 1.1, name="layers")])

@@ -14,7 +14,7 @@ from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
-from lightning_modules.stages import Stage
+from lightning_modules.stages import Stage, blocks_per_pass
 from lightning_modules.surgery import Surgery, part, thaw, twin
 from registries import UserError
 from registries.architectures import architecture_of
@@ -124,7 +124,7 @@ class CausalLMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
-        optimizer, passes = self.optimizers(), batch["input_ids"].split(self.stage.pass_size)
+        optimizer, passes = self.optimizers(), batch["input_ids"].split(blocks_per_pass(self.stage))
         total, terms, parts = torch.zeros((), device=self.device), 0, Counter()
         optimizer.zero_grad()
         for input_ids in passes:

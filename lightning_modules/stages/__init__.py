@@ -64,18 +64,18 @@ class Stage(Protocol):
     Built with its keys of the config and `workspace`. A key `steps`, `lr` or `batch_size` of None is filled in before.
 
     Attributes:
+        workspace: what it shares with the other stages.
         steps: optimizer steps.
         lr: peak learning rate.
         batch_size: blocks that one step sees.
         scope: `layers` if layers learn by themselves (None means `replacement.transfer_*`), `model` if the loss is of
             the whole model (None means the trainer's steps, the optimizer's rate, the dataset's batches).
-        pass_size: blocks of one forward pass; a step's gradients are summed over its passes.
     """
 
+    workspace: Workspace
     steps: int
     lr: float
     batch_size: int
-    pass_size: int
     scope: ClassVar[Literal["layers", "model"]]
 
     @staticmethod
@@ -98,3 +98,8 @@ class Stage(Protocol):
     def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
         """The loss of a batch (batch, length)."""
         ...
+
+
+def blocks_per_pass(stage: Stage) -> int:
+    """Blocks of one forward pass of a stage; a step's gradients are summed over its passes."""
+    return stage.batch_size if stage.scope == "layers" else min(stage.batch_size, stage.workspace.batch_size)

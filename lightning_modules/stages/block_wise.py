@@ -58,10 +58,6 @@ class BlockWise:
         self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
         self._calls = CallsByShape(original, [path for paths in self._groups.values() for path in paths])
 
-    @property
-    def pass_size(self) -> int:
-        return self.batch_size
-
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
         return True

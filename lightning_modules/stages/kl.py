@@ -35,10 +35,6 @@ class KL:
 
     scope: ClassVar[str] = "model"
 
-    @property
-    def pass_size(self) -> int:
-        return min(self.workspace.batch_size, self.batch_size)
-
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
         return keys.get("teacher") is None

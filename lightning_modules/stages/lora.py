@@ -45,10 +45,6 @@ class LoRA:
 
     scope: ClassVar[str] = "model"
 
-    @property
-    def pass_size(self) -> int:
-        return min(self.workspace.batch_size, self.batch_size)
-
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
         return keys.get("objective") == "kl"

@@ -31,10 +31,6 @@ class NextToken:
 
     scope: ClassVar[str] = "model"
 
-    @property
-    def pass_size(self) -> int:
-        return min(self.workspace.batch_size, self.batch_size)
-
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
         return False

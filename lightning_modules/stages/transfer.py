@@ -51,10 +51,6 @@ class Transfer:
         self._calls = CallsByShape(original, list(self._paths.values()))
         self._weights: AttentionWeights | None = None
 
-    @property
-    def pass_size(self) -> int:
-        return self.batch_size
-
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
         return True

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lightning_modules.stages import blocks_per_pass
 from lightning_modules.surgery import attention_parameters
 from registries.models.random import byte_tokenizer
 from tests.rules import disturb_cores, language_model, logits, tokens
@@ -124,4 +125,4 @@ def test_it_works_in_a_bf16_model_with_fp32_masters(begin):
 @pytest.mark.parametrize(("batch_size", "expected"), [(2, 2), (8, 4)])
 def test_a_pass_is_no_larger_than_a_step(batch_size, expected, begin):
     _, stage = begin(batch_size=batch_size)
-    assert stage.pass_size == expected
+    assert blocks_per_pass(stage) == expected

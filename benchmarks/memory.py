@@ -56,7 +56,7 @@ def main() -> None:
 def _step(arguments: argparse.Namespace) -> tuple[int, float]:
     """Two optimizer steps. Returns the most bytes that were alive at once, and the loss."""
     torch.manual_seed(0)
-    with _AliveBytes() as alive:
+    with AliveBytes() as alive:
         config = AutoConfig.for_model("phi", **SHAPES[arguments.shape])
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
         layers = resolve_layers(arguments.layers, config.num_hidden_layers)
@@ -77,7 +77,7 @@ def _step(arguments: argparse.Namespace) -> tuple[int, float]:
     return alive.peak, loss.item()
 
 
-class _AliveBytes(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):
     """Bytes of all storages that operations within this context have made and nobody has freed yet."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from data_modules.token_cache import tensors_sha256
 from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import model_identity
-from lightning_modules.preflight import logits, preflight, probe, require
+from lightning_modules.preflight import in_float32, logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages import Stage
@@ -85,7 +85,8 @@ def _baseline(
 
 def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
     """Operate, check what the operation claims, and score the result before any training."""
-    before = logits(module.model, probe(module.model))
+    with in_float32(module.model):
+        before = logits(module.model, probe(module.model))
     operate(module, cfg)
     surgery = module.surgery
     if surgery is None:
@@ -98,7 +99,8 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
     if spread is not None:
         record.folder.record(**{"replacement/bias_range": spread})
     if cfg["preflight"]:
-        results = preflight(module.model, before if surgery.keeps_function else None)
+        with in_float32(module.model):
+            results = preflight(module.model, before if surgery.keeps_function else None)
         record.folder.result["preflight"] = results
         record.folder.write()
         require(results)

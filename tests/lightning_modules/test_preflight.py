@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_modules.attention_host import host
-from lightning_modules.preflight import PreflightError, logits, preflight, probe, require
+from lightning_modules.preflight import TOLERANCE, PreflightError, in_float32, logits, preflight, probe, require
 from lightning_modules.surgery import replace_attention
 from registries.architectures import architecture_of
 from tests.rules import cases, disturb_cores, language_model
@@ -108,3 +108,22 @@ def test_the_mode_of_the_model_is_left_as_it_was():
     model = language_model("llama").train()
     preflight(model)
     assert model.training
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_bf16_model_is_checked_in_fp32_where_there_is_memory(enough, monkeypatch):
+    """Rounding that many new layers blow up is no broken rule; afterwards the weights are as they were."""
+    model = language_model("llama").bfloat16()
+    replace_attention(model, "toroidal", [0, 1], options={"depth": 4})
+    before = {name: parameter.data for name, parameter in model.named_parameters()}
+    memory = type("Memory", (), {"available": 1e12 if enough else 0.0})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    with in_float32(model):
+        assert model.dtype == (torch.float32 if enough else torch.bfloat16)
+        results = preflight(model)
+        assert results["cache"]["allowed"] == TOLERANCE[model.dtype]
+    assert all(parameter.data is before[name] or parameter.data.data_ptr() == before[name].data_ptr()
+               for name, parameter in model.named_parameters())  # fmt: skip
+    assert model.dtype == torch.bfloat16
+    if enough:
+        assert max(result["difference"] for result in results.values()) < 1e-5

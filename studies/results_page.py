@@ -29,10 +29,9 @@ COLUMNS = {
     "over the control, test": "test/ppl_ratio_control",
     "over random standard": "val/ppl_ratio_standard",
     "bias range": "replacement/bias_range",
-    "tokens/s": "throughput/eval_tokens_per_s",
-    "MB": "memory/peak_mb",
-    "train s": "time/train_s",
 }
+COSTS = {"tokens/s": "throughput/eval_tokens_per_s", "MB": "memory/peak_mb", "train s": "time/train_s"}
+COSTLY = ("length", "throughput")  # experiments that are about cost
 
 
 def fill(page: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -63,19 +62,17 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         groups[config["model"]["name"], config["dataset"]["name"], config["size"]["name"]].append(result)
     for (model, dataset, size), members in sorted(groups.items()):
         command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}"
-        yield f"`{command}`\n\n{_table(members)}"
+        yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
 
 
-def _table(results: list[Mapping[str, Any]]) -> str:
+def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     configs = [flatten(relevant(result["config"])) for result in results]
     keys = sorted({key for config in configs for key in config})
     varied = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1] or ["replacement.depth"]
-    varied = [key for key in varied if not key.startswith("recovery.")] + (
-        ["recovery"] if any(key.startswith("recovery.") for key in varied) else []
-    )
+    varied = list(dict.fromkeys("recovery" if key.startswith("recovery.") else key for key in varied))
     known = {metric: None for result in results for metric in result["metrics"]}
     groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
-    shown = {title: metric for title, metric in (COLUMNS | groups).items() if metric in known}
+    shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in known}
     lines = [[*(key.rpartition(".")[2] for key in varied), *shown]]
     for result, config in zip(results, configs, strict=True):
         stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"
@@ -110,7 +107,9 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
 def main(page: str, *output_dirs: str) -> None:
     """The command line."""
     file = Path(page)
-    results = [result for folder in output_dirs for _, result in runs(Path(folder))]
+    by_name = {path.name: result for folder in output_dirs for path, result in runs(Path(folder))}
+    controls = {name for result in by_name.values() for name in result.get("controls", {}).values()}
+    results = [result for name, result in by_name.items() if name not in controls]
     write_text(file, fill(file.read_text(), results))
 
 

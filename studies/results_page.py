@@ -73,15 +73,14 @@ def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     known = {metric: None for result in results for metric in result["metrics"]}
     groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
     shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in known}
-    lines = [[*(key.rpartition(".")[2] for key in varied), *shown]]
+    header, rows = [*(key.rpartition(".")[2] for key in varied), *shown], {}
     for result, config in zip(results, configs, strict=True):
         stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"
         values = [stages if key == "recovery" else str(config.get(key)) for key in varied]
-        lines.append([*values, *(_value(result["metrics"], metric) for metric in shown.values())])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], lines[1], *sorted(lines[2:], key=_order)]) + "\n"
-    )
+        # The newest comes first: of runs of the same config it is the one that is shown.
+        rows.setdefault(tuple(values), [*values, *(_value(result["metrics"], metric) for metric in shown.values())])
+    lines = [header, ["---"] * len(header), *sorted(rows.values(), key=_order)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _words(metric: str) -> str:

@@ -53,6 +53,12 @@ def test_pipelines_are_named_by_their_stages():
     assert "| transfer + next_token |" in page
 
 
+def test_of_runs_of_the_same_config_the_first_is_shown():
+    """`runs` gives the newest first."""
+    page = fill(PAGE, [result(2, 1.1), result(2, 1.9), result(4, 1.2)])
+    assert "1.1000" in page and "1.9000" not in page
+
+
 def test_losses_of_groups_of_positions_have_columns():
     runs = [result(2, 1.1), result(4, 1.2)]
     for number, run in enumerate(runs):

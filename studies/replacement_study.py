@@ -40,9 +40,10 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     say("loading the model")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
-    baselines = _baseline(cfg, module, data, record)
+    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    baselines = _baseline(cfg, module, data, record, identity)
     _surgery(cfg, module, data, record)
-    stages, trained = _stages(cfg, module, data), set()
+    stages, trained = _stages(cfg, module, data, identity), set()
     for name, stage in stages.items():
         trained |= {id(parameter) for parameter in _train(cfg, module, data, record, name, stage).values()}
         last = name == list(stages)[-1]  # its score is the final one
@@ -60,16 +61,14 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
 
 
 def _baseline(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
 ) -> dict[str, Scores]:
     """The untouched model: scores on validation and test, and samples; from the cache where they are known."""
-    baselines = {}
-    weights, samples = tensors_sha256(dict(module.model.named_parameters())), cfg["samples"]
-    precision = cfg["trainer"]["precision"]
+    baselines, samples = {}, cfg["samples"]
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
-        key = ["score", weights, tensors_sha256({"blocks": data.blocks(split)}), precision, data.settings.batch_size]
-        key.append(sorted(module.position_groups))
+        blocks = tensors_sha256({"blocks": data.blocks(split)})
+        key = ["score", identity, blocks, data.settings.batch_size, sorted(module.position_groups)]
         scores = cached_scores(cfg["cache_dir"], key, lambda split=split: score(cfg, module, data, split))
         baselines[prefix] = scores
         machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
@@ -78,19 +77,20 @@ def _baseline(
         scores.record(record, f"baseline/{prefix}")
     if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
-        texts = cached(cfg["cache_dir"], ["samples", weights, samples], lambda: {"texts": _samples(cfg, module)})
+        texts = cached(cfg["cache_dir"], ["samples", identity, samples], lambda: {"texts": _samples(cfg, module)})
         _write_samples(cfg, record, "before", texts["texts"])
     return baselines
 
 
 def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
     """Operate, check what the operation claims, and score the result before any training."""
-    with in_float32(module.model):
-        before = logits(module.model, probe(module.model))
+    if cfg["replacement"]["name"] == "none":
+        return
+    if cfg["preflight"]:
+        with in_float32(module.model):
+            before = logits(module.model, probe(module.model))
     operate(module, cfg)
     surgery = module.surgery
-    if surgery is None:
-        return
     say(f"replaced the attention of layers {surgery.layers} by {cfg['replacement']['name']}")
     for note in surgery.notes:
         say(note)
@@ -109,9 +109,10 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
         score(cfg, module, data, "validation").record(record, "swap/")
 
 
-def _stages(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> dict[str, Stage]:
+def _stages(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, identity: Mapping[str, str]
+) -> dict[str, Stage]:
     """The stages of the recovery, with all that they share."""
-    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
     stages = build_stages(cfg, workspace(module, cfg, identity=identity, train_blocks=data.train_blocks))
     if not stages:
         say("nothing to train: no layer is replaced and model.freeze is true, or no steps are asked for")

@@ -53,7 +53,7 @@ class ActivationCache:
         """Make room at each place, before the work that needs it starts.
 
         Args:
-            blocks: (blocks, length), those of which some will be asked for; what is there of them needs no room.
+            blocks: rows of which some will be asked for, as in `fetch`; what is there of them needs no room.
             entries: how many of them will be asked for.
             entry_bytes: size of an entry.
 
@@ -87,20 +87,20 @@ class ActivationCache:
         return True
 
     def fetch(
-        self, places: Sequence[str], input_ids: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
+        self, places: Sequence[str], rows: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The activations of a batch at some places.
 
         Args:
-            input_ids: (batch, length).
-            compute: gives the activations of one block (1, length) at every place, each (1, ...). Always of one, so
+            rows: (batch, length) tokens, or (batch, length, 2) with their positions.
+            compute: gives the activations of one row (1, length) at every place, each (1, ...). Always of one, so
                 that what an entry holds does not depend on the batch in which it was first needed.
 
         Returns:
             place -> (batch, ...).
         """
-        rows = [self._row(places, row[None], compute) for row in input_ids]
-        return {place: torch.cat([row[place] for row in rows]) for place in places}
+        found = [self._row(places, row[None], compute) for row in rows]
+        return {place: torch.cat([row[place] for row in found]) for place in places}
 
     def _row(self, places: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
         kept = self.enabled and self._uncached.isdisjoint(places)

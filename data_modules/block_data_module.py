@@ -24,12 +24,21 @@ from data_modules.blocks import (
     pack,
 )
 from data_modules.documents import SPLITS, Stream, SyntheticDataset
+from data_modules.instruction_blocks import IGNORED, assemble, encode
+from data_modules.instructions import InstructionData
 from data_modules.randomness import generator
 from data_modules.token_cache import tensors_sha256
 from data_modules.tokens import Tokens, token_bytes, tokenize
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
+
+WHAT_HAPPENED = {
+    "dropped": "are longer than a block and were left out (dataset.too_long keeps more, dataset.block_size all)",
+    "cut prompts": "are longer than a block: their prompts lost their beginnings",
+    "cut responses": "are longer than a block: their responses lost their ends",
+    "without a response": "have no response and were left out",
+}
 
 # Which blocks there are does not depend on the run's seed, only the order in which training sees them does: all seeds
 # are scored on the same blocks, and share what is cached for them.
@@ -41,7 +50,7 @@ class BlockDataModule(LightningDataModule):
 
     Args:
         name: the dataset's registered name.
-        build_source: makes what the component gives: documents by split, or a `SyntheticDataset`.
+        build_source: makes what the component gives: documents by split, `InstructionData`, or a `SyntheticDataset`.
         seed: decides the order in which training sees the blocks.
         cache_dir: tokens are kept in its folder `tokens`.
         accumulate_grad_batches: batches per optimizer step.
@@ -50,7 +59,7 @@ class BlockDataModule(LightningDataModule):
     def __init__(
         self,
         name: str,
-        build_source: Callable[[], Mapping[str, Any] | SyntheticDataset],
+        build_source: Callable[[], Mapping[str, Any] | InstructionData | SyntheticDataset],
         settings: BlockSettings,
         tokenizer: Any,
         seed: int,
@@ -92,6 +101,14 @@ class BlockDataModule(LightningDataModule):
         """The blocks of `train`, `validation`, `test` or `all`."""
         return self._packed(split).tokens
 
+    def positions(self, split: str) -> torch.Tensor | None:
+        """(blocks, block_size): places of the tokens in their examples, where these are kept apart; else None."""
+        return self._packed(split).positions
+
+    def as_prompt(self, text: str) -> str:
+        """A text as a model is given it to continue: put into the template of instruction data."""
+        return self._source.template(instruction=text) if isinstance(self._source, InstructionData) else text
+
     @cached_property
     def token_bytes(self) -> torch.Tensor | None:
         """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
@@ -106,19 +123,30 @@ class BlockDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Name, sha256 of the tokens used, blocks, tokens and bytes per split, and the warnings.
 
-        Bytes are None for a synthetic dataset, whose tokens stand for no text.
+        Bytes are None for a synthetic dataset, whose tokens stand for no text. Instruction data has the number of
+        `examples` beside, and of the `scored` tokens.
         """
-        blocks = {split: self.blocks(split) for split in SPLITS}
-        lengths = self.token_bytes
-        counts = {
-            split: {
-                "blocks": len(some),
-                "tokens": some.numel(),
-                "bytes": None if lengths is None else int(lengths[some].sum()),
-            }
-            for split, some in blocks.items()
-        }
-        return {"name": self.name, "sha256": tensors_sha256(blocks), **counts, "warnings": list(self.warnings)}
+        counts = {split: self._counts(self._packed(split)) for split in SPLITS}
+        return {"name": self.name, "sha256": self.sha256(*SPLITS), **counts, "warnings": list(self.warnings)}
+
+    def sha256(self, *splits: str) -> str:
+        """Hash of everything that training on these splits, or scoring on them, depends on."""
+        content = {}
+        for split in splits:
+            blocks = self._packed(split)
+            content[split] = blocks.tokens
+            if blocks.labels is not None:
+                content |= {f"{split} labels": blocks.labels, f"{split} documents": blocks.documents}
+        return tensors_sha256(content)
+
+    def _counts(self, pack: Blocks) -> dict[str, int | None]:
+        real = pack.tokens[pack.documents >= 0]
+        size = None if self.token_bytes is None else int(self.token_bytes[real].sum())
+        counts = {"blocks": len(pack), "tokens": real.numel(), "bytes": size}
+        if pack.labels is not None:
+            counts["examples"] = len(pack.documents.unique()) - bool((pack.documents < 0).any())
+            counts["scored"] = int((pack.labels[:, 1:] != IGNORED).sum())
+        return counts
 
     def prepare_data(self) -> None:
         """Fill the token cache; Lightning calls this in one process, before the others start reading."""
@@ -131,7 +159,7 @@ class BlockDataModule(LightningDataModule):
         What a step gets depends on (seed, stream, step) alone. `len()` is `steps`, whatever the start.
         """
         return DataLoader(
-            EndlessBlocks(self.train_blocks, self.seed, stream),
+            EndlessBlocks(self._packed("train"), self.seed, stream),
             batch_sampler=StepSampler(steps, start, blocks_per_step),
             **self._loader_options(),
         )
@@ -162,12 +190,12 @@ class BlockDataModule(LightningDataModule):
         return {"num_workers": self.settings.num_workers, "generator": torch.Generator()}
 
     @cached_property
-    def _source(self) -> Mapping[str, Any] | SyntheticDataset:
+    def _source(self) -> Mapping[str, Any] | InstructionData | SyntheticDataset:
         return self._build_source()
 
     @property
     def _is_synthetic(self) -> bool:
-        return not isinstance(self._source, Mapping)
+        return not isinstance(self._source, (Mapping, InstructionData))
 
     def _packed(self, split: str) -> Blocks:
         if split not in (*SPLITS, "all"):
@@ -179,14 +207,18 @@ class BlockDataModule(LightningDataModule):
     def _all(self) -> Blocks:
         if self._is_synthetic:
             return one_document_each(torch.cat([self.blocks(split) for split in SPLITS]))
+        if isinstance(self._source, InstructionData):
+            return self._examples("all", None)
         tokens = [self._tokens(split) for split in (["all"] if "all" in self._source else SPLITS)]
         ids = torch.cat([each.ids for each in tokens])
         documents = torch.cat([each.documents() for each in tokens])
         return self._at_least_one(pack(ids, documents, self.settings.block_size), "all", len(ids))
 
     def _limited(self, split: str) -> Blocks:
-        """The split's blocks, as many as its size asks for."""
+        """The split's blocks, as many as its size asks for (or of that many examples of instruction data)."""
         size, block_size = self.settings.size(split), self.settings.block_size
+        if isinstance(self._source, InstructionData):
+            return self._examples(split, size)
         if self._is_synthetic:
             tokens = self._source.tokens(split, size, block_size, len(self.tokenizer), CONTENT_SEED)
             return one_document_each(tokens)
@@ -201,6 +233,34 @@ class BlockDataModule(LightningDataModule):
             self._warn(f"dataset {self.name!r} has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
             return blocks
         return blocks.select(torch.arange(size) if split == "train" else choose_spread(len(blocks), size))
+
+    def _examples(self, split: str, size: int | None) -> Blocks:
+        """Blocks of the split's examples: of training at random, of the others spread over all; what is cut is told."""
+        data, block_size = self._source, self.settings.block_size
+        encoded = encode(data.examples[split], self.tokenizer, data.settings, block_size)
+        counts = {**encoded.counts, **({"without a response": data.no_response} if split == "train" else {})}
+        for what, count in counts.items():
+            if count:
+                self._warn(f"dataset {self.name!r}: {count} {split} examples {WHAT_HAPPENED.get(what, what)}")
+        rows = encoded.rows
+        if not rows:
+            raise UserError(
+                f"dataset {self.name!r} has no {split} example that fits into {block_size} tokens "
+                f"({len(data.examples[split])} do not): set dataset.block_size to more, or dataset.too_long=response"
+            )
+        if size is not None and size > len(rows):
+            self._warn(f"dataset {self.name!r} has {len(rows)} {split} examples, not {size}")
+        if split == "train":
+            chosen = torch.randperm(len(rows), generator=generator("documents", CONTENT_SEED))[:size]
+        elif split == "all" or size is None or size > len(rows):
+            chosen = torch.arange(len(rows))
+        else:
+            chosen = choose_spread(len(rows), size)
+        return assemble([rows[index] for index in chosen], block_size, data.settings.packing, self._filler())
+
+    def _filler(self) -> int:
+        """The token that fills up blocks: no example sees it."""
+        return next((token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if token), 0)
 
     def _tokens(self, split: str) -> Tokens:
         """All tokens of a split; of a stream, as many as its size asks for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -19,18 +19,46 @@ class Blocks:
 
     Args:
         tokens: (blocks, block_size), int64.
-        documents: (blocks, block_size), int64: the number of the document that each token is of.
+        documents: (blocks, block_size), int64: the number of the document that each token is of; -1 for filling.
+        labels: (blocks, block_size), int64: the tokens that are scored, -100 for the others. Where they are given,
+            documents do not see each other; None scores every token, and text is read through from block to block.
     """
 
     tokens: torch.Tensor
     documents: torch.Tensor
+    labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def select(self, rows: torch.Tensor) -> Blocks:
         """The blocks with these numbers, (rows,)."""
-        return Blocks(self.tokens[rows], self.documents[rows])
+        return Blocks(self.tokens[rows], self.documents[rows], None if self.labels is None else self.labels[rows])
+
+    @cached_property
+    def positions(self) -> torch.Tensor | None:
+        """(blocks, block_size): the place of each token in its document, which is how a model tells documents apart.
+
+        None where they are not kept apart.
+        """
+        if self.labels is None:
+            return None
+        places = torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
+        starts = torch.zeros_like(self.tokens)
+        new = self.documents[:, 1:] != self.documents[:, :-1]
+        starts[:, 1:][new] = places[:, 1:][new]
+        return places - starts.cummax(1).values
+
+    def row(self, index: int) -> dict[str, torch.Tensor]:
+        """What a model and its loss need of a block."""
+        if self.labels is None:
+            return {"input_ids": self.tokens[index]}
+        return {
+            "input_ids": self.tokens[index],
+            "labels": self.labels[index],
+            "position_ids": self.positions[index],
+            "documents": self.documents[index],
+        }
 
 
 def pack(ids: torch.Tensor, documents: torch.Tensor, block_size: int) -> Blocks:
@@ -70,7 +98,7 @@ def doubling_groups(block_size: int) -> dict[str, slice]:
 
 
 class BlockDataset(Dataset):
-    """Blocks in order."""
+    """Blocks in order, with the documents that they are of."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
@@ -79,7 +107,7 @@ class BlockDataset(Dataset):
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.blocks.tokens[index], "documents": self.blocks.documents[index]}
+        return {**self.blocks.row(index), "documents": self.blocks.documents[index]}
 
 
 class EndlessBlocks(Dataset):
@@ -88,14 +116,14 @@ class EndlessBlocks(Dataset):
     What stands at a position depends on (seed, stream, position) alone, so a resumed run carries no state.
     """
 
-    def __init__(self, blocks: torch.Tensor, seed: int, stream: str):
+    def __init__(self, blocks: Blocks, seed: int, stream: str):
         self.blocks = blocks
         self.seed = seed
         self.stream = stream
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.blocks))
-        return {"input_ids": self.blocks[_permutation(len(self.blocks), self.seed, self.stream, epoch)[place]]}
+        return self.blocks.row(_permutation(len(self.blocks), self.seed, self.stream, epoch)[place])
 
 
 class StepSampler(Sampler):

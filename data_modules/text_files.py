@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_modules.documents import Document, halve, split_documents
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")  # a `Document`, or what else has a name and a text
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".tokens", ".raw")
 TABLE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -51,22 +54,31 @@ def read_path(
     Raises:
         UserError: nothing there to read, a file in another encoding, no such column.
     """
+    return by_split(path, lambda file, root: read_file(file, root, field, rows_are_lines, encoding))
+
+
+def by_split(path: str, read: Callable[[Path, Path], list[T]]) -> dict[str, list[T]]:
+    """What `read(file, root)` gives for the files of a file or folder, by split; see `read_path`.
+
+    Raises:
+        UserError: nothing there to read.
+    """
     errors = check_path(path)
     if errors:
         raise UserError(errors)
     root = Path(path).expanduser()
     files = _files(root)
-    by_split = _named_splits(root, files)
+    named = _named_splits(root, files)
 
-    def read(some: list[Path]) -> list[Document]:
-        return [document for file in some for document in read_file(file, root, field, rows_are_lines, encoding)]
+    def read_all(some: list[Path]) -> list[T]:
+        return [document for file in some for document in read(file, root)]
 
-    if "train" not in by_split or len(by_split) < 2:
-        return split_documents(read(files))
-    unused = sorted(set(files) - {file for some in by_split.values() for file in some})
+    if "train" not in named or len(named) < 2:
+        return split_documents(read_all(files))
+    unused = sorted(set(files) - {file for some in named.values() for file in some})
     if unused:
         log.warning("%s: left out, as the name tells no split: %s", path, ", ".join(file.name for file in unused))
-    splits = {split: read(some) for split, some in by_split.items()}
+    splits = {split: read_all(some) for split, some in named.items()}
     if "validation" not in splits or "test" not in splits:
         held_out = splits.get("validation") or splits.get("test") or []
         splits["validation"], splits["test"] = halve(held_out)
@@ -182,13 +194,7 @@ def _read_text(file: Path, encoding: str) -> str:
 
 def _read_columns(file: Path, fields: Sequence[str]) -> list[str]:
     """The rows of some columns, a line for each column; an empty (null) cell is an empty text."""
-    from datasets import load_dataset
-
-    data_format = TABLE_FORMATS[file.suffix.lower()]
-    try:  # streaming, as otherwise a copy of the file is left in the Hugging Face cache
-        rows = list(load_dataset(data_format, data_files=str(file), split="train", streaming=True))
-    except Exception as error:  # whatever the parsers of the two formats raise
-        raise UserError(f"{file} cannot be read as {data_format}: {error}") from error
+    rows = read_rows(file)
     columns = list(rows[0]) if rows else []
     for field in fields:
         if field not in columns:
@@ -203,3 +209,20 @@ def _read_columns(file: Path, fields: Sequence[str]) -> list[str]:
                 "named by dataset.field"
             )
     return ["\n".join(row[field] or "" for field in fields) for row in rows]
+
+
+def read_rows(file: Path) -> list[Mapping[str, Any]]:
+    """The rows of a .json, .jsonl or .parquet file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from datasets import load_dataset
+
+    if file.suffix.lower() not in TABLE_FORMATS:
+        raise UserError(f"{file} holds no table: {', '.join(TABLE_FORMATS)} do")
+    data_format = TABLE_FORMATS[file.suffix.lower()]
+    try:  # streaming, as otherwise a copy of the file is left in the Hugging Face cache
+        return list(load_dataset(data_format, data_files=str(file), split="train", streaming=True))
+    except Exception as error:  # whatever the parsers of the two formats raise
+        raise UserError(f"{file} cannot be read as {data_format}: {error}") from error

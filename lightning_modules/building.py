@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_modules import build_data_module
 from data_modules.activations import ActivationCache
+from data_modules.block_data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.options import build_source, split, surgery_options
+from lightning_modules.importance import measure_scores
+from lightning_modules.inputs import batch_rows, scored_labels
+from lightning_modules.nll import IGNORED
+from lightning_modules.objectives import next_token_nll
+from lightning_modules.options import build_source, placement_arguments, placement_options, split, surgery_options
+from lightning_modules.placement import load_adapter, place
 from lightning_modules.recovery import build_stages, recovery_plan
 from lightning_modules.stages import Workspace
 from lightning_modules.surgery import part, replace_attention
-from registries import UserError
+from registries import PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
+from registries.placements import CHANGES_WEIGHTS, linears
 from registries.plugins import import_plugins
+from registries.registry import parameters
 
 BFLOAT16_WIDTH = 512
+PLACEMENT_BATCHES = 8  # of training data, where an init looks at it
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
+ADAPTER_FOLDER = "adapter"
 
 
 def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:
     """The model as it is, before any surgery."""
     torch.manual_seed(cfg["seed"])  # for a model with random weights
-    model = source.model(resolve_dtype(cfg["model"]["dtype"], cfg["model"]["freeze"], source.config()))
+    dtype = cfg["model"]["dtype"]
+    if dtype == "auto" and cfg["placement"].get("init") in CHANGES_WEIGHTS:
+        dtype = "float32"  # frozen weights change, and would lose that to rounding
+    model = source.model(resolve_dtype(dtype, cfg["model"]["freeze"], source.config()))
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary has {model.config.vocab_size}: "
@@ -44,8 +59,18 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
     )
 
 
-def operate(module: CausalLMModule, cfg: Mapping[str, Any]) -> None:
-    """Apply the config's surgery to the module's model, in place."""
+def operate(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule | None = None) -> None:
+    """Apply the config's replacement and placement to the module's model, in place.
+
+    Args:
+        data: for placements that measure something on the training data; None: that of the config, if one does.
+    """
+    _replace(module, cfg)
+    if cfg["placement"]["name"] != "none":
+        _place(module, cfg, data or build_data_module(cfg, module.tokenizer))
+
+
+def _replace(module: CausalLMModule, cfg: Mapping[str, Any]) -> None:
     replacement = cfg["replacement"]
     if replacement["name"] == "none":
         return
@@ -57,6 +82,36 @@ def operate(module: CausalLMModule, cfg: Mapping[str, Any]) -> None:
         replacement["init"],
         split(replacement, surgery_options)[1],
     )
+
+
+def _place(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule) -> None:
+    """Resolve the config's placement to its table, and put LoRA there."""
+    model, name, arguments = module.model, cfg["placement"]["name"], placement_arguments(cfg)
+    batches = cfg["placement"].get("batches", PLACEMENT_BATCHES)
+
+    def training_batches() -> Iterator[dict[str, torch.Tensor]]:
+        for batch in data.fit_loader(batches, 0, data.settings.batch_size, "placement"):
+            yield {key: tensor.to(model.device) for key, tensor in batch.items()}
+
+    scores = []
+    if "scores" in parameters(PLACEMENTS.get(name)):
+        candidates = linears(model, ["attention", "mlp"])
+        torch.manual_seed(cfg["seed"])
+        measured = measure_scores(cfg["placement"]["score"], model, candidates, training_batches(), _mean_loss)
+        arguments["scores"], scores = measured, [(linear, measured[linear.module]) for linear in candidates]
+    rows = PLACEMENTS.build(name, model=model, **arguments)
+    shared = split(cfg["placement"], placement_options)[0]
+    if shared["init"] in CHANGES_WEIGHTS:
+        part(module.original, [model.get_submodule(row.module).weight for row in rows])
+    torch.manual_seed(cfg["seed"])
+    placed = place(model, rows, **shared, batches=training_batches, loss=_mean_loss)
+    module.placement = replace(placed, scores=scores)
+
+
+def _mean_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Negative log-likelihood per scored token of a batch."""
+    labels = scored_labels(batch)
+    return next_token_nll(model, batch_rows(batch), labels) / (labels[:, 1:] != IGNORED).sum().clamp(min=1)
 
 
 def build_module(cfg: Any) -> CausalLMModule:
@@ -82,11 +137,15 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
             raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
     cfg = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     import_plugins(cfg["plugins"])
-    module = build_module(cfg)
+    source = build_source(cfg)
+    module = load_language_model(cfg, source, source.tokenizer())
+    _replace(module, cfg)
     result = json.loads((run_dir / "result.json").read_text())
     if result["status"] != "finished" or result.get("stages"):  # else there was nothing to train
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
+        if cfg["placement"]["name"] != "none":
+            load_adapter(module.model, run_dir / ADAPTER_FOLDER)
         restore(module, run_dir / TRAINED_WEIGHTS)
     return module
 
@@ -98,8 +157,9 @@ def workspace(module: CausalLMModule, cfg: Mapping[str, Any], **of_run: Any) -> 
         original=module.original,
         tokenizer=module.tokenizer,
         surgery=module.surgery,
+        placement=module.placement,
         activations=ActivationCache(cfg["cache_dir"], activations["max_gb"], activations["cache"]),
-        changes={"replacement": cfg["replacement"], "recovery": recovery_plan(cfg)},
+        changes={key: cfg[key] for key in ("replacement", "placement")} | {"recovery": recovery_plan(cfg)},
         batch_size=cfg["dataset"]["batch_size"],
         loss_chunk_size=cfg["trainer"]["loss_chunk_size"],
         **of_run,

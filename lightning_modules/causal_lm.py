@@ -10,10 +10,12 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from lightning_modules.inputs import batch_rows, model_inputs, scored_labels
 from lightning_modules.metrics import DocumentNLL, TokenNLL
-from lightning_modules.nll import token_nll
+from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
+from lightning_modules.placement import Placed
 from lightning_modules.stages import Stage, blocks_per_pass
 from lightning_modules.surgery import Surgery, part, thaw, twin
 from registries import UserError
@@ -41,7 +43,8 @@ class CausalLMModule(LightningModule):
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
 
     Attributes:
-        surgery: what was done to the model, if anything was.
+        surgery: what was done to the model's attention, if anything was.
+        placement: LoRA that was placed, if any was.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class CausalLMModule(LightningModule):
         self.model, self.tokenizer = model, tokenizer
         self.original = twin(model)
         self.surgery: Surgery | None = None
+        self.placement: Placed | None = None
         self.optimizer_options = dict(optimizer or {"name": "adamw"})
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
@@ -124,16 +128,17 @@ class CausalLMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
-        optimizer, passes = self.optimizers(), batch["input_ids"].split(blocks_per_pass(self.stage))
+        optimizer, passes = self.optimizers(), _passes(batch, blocks_per_pass(self.stage))
+        scored = [int((scored_labels(each)[:, 1:] != IGNORED).sum()) for each in passes]
         total, terms, parts = torch.zeros((), device=self.device), 0, Counter()
         optimizer.zero_grad()
-        for input_ids in passes:
-            loss, count, of_pass = self.stage.loss(self.model, input_ids)
-            # Every pass has blocks of one length, so that its share of the step's tokens is known beforehand.
-            self.manual_backward(loss / (count / len(input_ids) * len(batch["input_ids"])))
+        for each, tokens in zip(passes, scored, strict=True):
+            loss, count, of_pass = self.stage.loss(self.model, each)
+            # Weighted by its share of the step's scored tokens, not as one of several equal passes.
+            self.manual_backward(loss / max(1, count) * (tokens / max(1, sum(scored))))
             total, terms = total + loss.detach(), terms + count
             parts.update(of_pass)
-        mean = total / terms
+        mean = total / max(1, terms)
         if not torch.isfinite(mean):
             raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
         if self.gradient_clip_val:
@@ -154,10 +159,8 @@ class CausalLMModule(LightningModule):
             score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        input_ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
-        if labels is None:
-            labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, -100)
-        logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        labels, mask = scored_labels(batch), batch.get("attention_mask")
+        logits = self.model(**model_inputs(batch_rows(batch)), attention_mask=mask, use_cache=False).logits
         nll = token_nll(logits, labels)
         self.scores["all"].update(logits, labels, nll)
         if "documents" in batch:
@@ -187,6 +190,12 @@ class CausalLMModule(LightningModule):
                 f"{len(checkpoint['state_dict'])} trained tensors, but this run is in stage {self.stage_name!r} with "
                 f"{len(expected)}. Resume with the config of that run, or start anew with resume=never"
             )
+
+
+def _passes(batch: dict[str, Tensor], blocks: int) -> list[dict[str, Tensor]]:
+    """A batch cut into passes of so many blocks."""
+    parts = {key: tensor.split(blocks) for key, tensor in batch.items()}
+    return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
 
 
 def _set_modes(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data_modules.activations import ActivationCache, place
 from data_modules.token_cache import tensors_sha256
+from lightning_modules.inputs import model_inputs
 from lightning_modules.stages import Workspace
 from registries.architectures import architecture_of
 
@@ -41,7 +42,7 @@ class Record(NamedTuple):
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, paths: Sequence[str], input_ids: Tensor) -> dict[str, Record]:
+def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor) -> dict[str, Record]:
     """Module name -> its call in a forward pass of the model's body; nothing runs after the last of them.
 
     Raises:
@@ -63,7 +64,7 @@ def record_calls(model: nn.Module, paths: Sequence[str], input_ids: Tensor) -> d
         for path in paths
     ]
     try:
-        model.base_model(input_ids=input_ids, use_cache=False)
+        model.base_model(**model_inputs(rows), use_cache=False)
     except _AllRecorded:
         return calls
     finally:
@@ -126,18 +127,18 @@ class FrozenStates:
         self.model, self.wanted, self.cache = model, dict(wanted), cache
         self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
 
-    def reserve(self, blocks: Tensor, visits: int) -> bool:
-        """Make room in the cache for that many visits of blocks (blocks, length). Returns whether they will be kept."""
-        entry_bytes = blocks.shape[1] * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
-        return self.cache.reserve(list(self.places.values()), blocks, min(len(blocks), visits), entry_bytes)
+    def reserve(self, rows: Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
+        entry_bytes = rows.shape[1] * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
+        return self.cache.reserve(list(self.places.values()), rows, min(len(rows), visits), entry_bytes)
 
-    def __call__(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Name -> (batch, length, hidden) for a batch (batch, length) of blocks."""
-        found = self.cache.fetch(list(self.places.values()), input_ids, self._compute)
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        """Name -> (batch, length, hidden) for rows of blocks."""
+        found = self.cache.fetch(list(self.places.values()), rows, self._compute)
         return {name: found[where] for name, where in self.places.items()}
 
-    def _compute(self, block: Tensor) -> dict[str, Tensor]:
-        calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), block)
+    def _compute(self, row: Tensor) -> dict[str, Tensor]:
+        calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
         return {self.places[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
 
 
@@ -162,10 +163,10 @@ class FrozenPrefix:
             last = f"{self.blocks}.{self.layers - 1}"
             self.states = FrozenStates(model, {"states": (last, "output")}, workspace.activations, identity)
 
-    def reserve(self, blocks: Tensor, visits: int) -> None:
-        """Make room in the cache for that many visits of blocks (blocks, length)."""
+    def reserve(self, rows: Tensor, visits: int) -> None:
+        """Make room in the cache for that many visits of rows."""
         if self.states is not None:
-            self.states.reserve(blocks, visits)
+            self.states.reserve(rows, visits)
 
     def _changed(self, workspace: Workspace) -> bool:
         """Whether surgery or an earlier stage has changed anything below."""
@@ -180,12 +181,12 @@ class FrozenPrefix:
         return {name: tensor for name, tensor in model.named_parameters() if not name.startswith(above)}
 
     @contextmanager
-    def read_back(self, input_ids: Tensor) -> Iterator[None]:
-        """Within this context, a forward pass of the model on `input_ids` starts at the lowest layer that trains."""
+    def read_back(self, rows: Tensor) -> Iterator[None]:
+        """Within this context, a forward pass of the model on `rows` starts at the lowest layer that trains."""
         if self.states is None:
             yield
             return
-        states = self.states(input_ids)["states"]
+        states = self.states(rows)["states"]
         below = list(self.model.get_submodule(self.blocks))[: self.layers]
         for block in below:
             block.forward = _pass_on

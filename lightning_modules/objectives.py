@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.frozen import FrozenPrefix
-from lightning_modules.nll import token_nll
+from lightning_modules.inputs import batch_rows, model_inputs, rows_of, scored_labels
+from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.stages import Loss, Workspace
 from lightning_modules.teacher import Teacher, final_states, output_logits
 
@@ -42,31 +43,34 @@ class EndToEnd:
         self.prefix = FrozenPrefix(model, workspace)
         self.teacher = Teacher(workspace, teacher) if objective == "kl" else None
         for part in filter(None, (self.prefix, self.teacher)):
-            part.reserve(workspace.train_blocks, visits)
+            part.reserve(rows_of(workspace.train_blocks, workspace.train_positions), visits)
 
-    def __call__(self, model: nn.Module, input_ids: Tensor) -> Loss:
-        """The loss of a batch (batch, length): all but its first tokens count."""
-        teacher_states = self.teacher.final_states(input_ids) if self.teacher else None
-        with self.prefix.read_back(input_ids):
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        """The loss of a batch, summed over its scored tokens."""
+        rows, labels = batch_rows(batch), scored_labels(batch)
+        teacher_states = self.teacher.final_states(rows) if self.teacher else None
+        with self.prefix.read_back(rows):
             if self.teacher is None:
-                total = next_token_nll(model, input_ids, self.chunk_size)
+                total = next_token_nll(model, rows, labels, self.chunk_size)
             else:
                 total = divergence(
-                    model, self.teacher.model, input_ids, teacher_states, self.temperature, self.chunk_size
+                    model, self.teacher.model, rows, labels, teacher_states, self.temperature, self.chunk_size
                 )
-        return Loss(total, input_ids[:, 1:].numel())
+        return Loss(total, int((labels[:, 1:] != IGNORED).sum()))
 
 
-def next_token_nll(model: nn.Module, input_ids: Tensor, chunk_size: int | None = None) -> Tensor:
-    """Summed negative log-likelihood of every token of (batch, length) given those before it.
+def next_token_nll(model: nn.Module, rows: Tensor, labels: Tensor, chunk_size: int | None = None) -> Tensor:
+    """Summed negative log-likelihood of the scored tokens, each given those before it.
 
     Args:
+        rows: what the model reads, see `lightning_modules.inputs`.
+        labels: (batch, length), unshifted; -100 is not scored.
         chunk_size: tokens whose logits exist at a time; the backward pass computes them again. None: all at once.
     """
     if chunk_size is None:
-        return token_nll(model(input_ids=input_ids, use_cache=False).logits, input_ids).sum()
-    hidden = final_states(model, input_ids)[:, :-1].flatten(0, 1)
-    targets = input_ids[:, 1:].flatten()
+        return token_nll(model(**model_inputs(rows), use_cache=False).logits, labels).sum()
+    scored = labels[:, 1:] != IGNORED
+    hidden, targets = final_states(model, rows)[:, :-1][scored], labels[:, 1:][scored]
 
     def nll(hidden: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(output_logits(model, hidden).float(), targets, reduction="sum")
@@ -77,7 +81,8 @@ def next_token_nll(model: nn.Module, input_ids: Tensor, chunk_size: int | None =
 def divergence(
     model: nn.Module,
     teacher: nn.Module,
-    input_ids: Tensor,
+    rows: Tensor,
+    labels: Tensor,
     teacher_states: Tensor,
     temperature: float = 1.0,
     chunk_size: int | None = None,
@@ -85,13 +90,14 @@ def divergence(
     """Summed KL divergence KL(teacher || model) of the next-token distributions, times temperature squared.
 
     The distributions are softened by the temperature (Hinton et al., arXiv 1503.02531); the square keeps the size of
-    the gradients. Like the negative log-likelihood, it is summed over all but the last position.
+    the gradients. Like the negative log-likelihood, it is summed over the positions before scored tokens.
 
     Args:
+        rows, labels: as in `next_token_nll`.
         teacher_states: final hidden states of the teacher, (batch, length, its width).
     """
-    hidden = final_states(model, input_ids)[:, :-1].flatten(0, 1)
-    target = teacher_states[:, :-1].flatten(0, 1)
+    scored = labels[:, 1:] != IGNORED
+    hidden, target = final_states(model, rows)[:, :-1][scored], teacher_states[:, :-1][scored]
 
     def divergence(hidden: Tensor, target: Tensor) -> Tensor:
         ours = (output_logits(model, hidden).float() / temperature).log_softmax(-1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from lightning_modules.optimizers import OPTIMIZERS, Schedule
-from registries import ATTENTION, MODELS, UserError
+from registries import ATTENTION, MODELS, PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
+from registries.placements import CHANGES_WEIGHTS, Init, Variant, linears
 from registries.registry import parameters, signature_errors
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -28,6 +30,15 @@ def surgery_options(
     transfer_batch_size: Annotated[int, Ge(1)] = 2,
 ) -> None:
     """The keys of the group `replacement` that are not the core's."""
+
+
+def placement_options(
+    alpha: Annotated[float, Gt(0)] = 32.0,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    variant: Variant = "lora",
+    init: Init = "kaiming",
+) -> None:
+    """The keys of the group `placement` that are not the component's."""
 
 
 def optimizer_options(
@@ -88,6 +99,42 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
         layers = [0]
     checks = [ATTENTION.check(name, arguments, {"shape"}, shape=shape.attention(layer)) for layer in layers]
     return errors + list(dict.fromkeys(message for messages in checks for message in messages))
+
+
+def placement_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the placement of `cfg.placement`, without what is measured."""
+    shared, arguments = split(cfg["placement"], placement_options)
+    name = cfg["placement"]["name"]
+    if name in PLACEMENTS and "variant" in parameters(PLACEMENTS.get(name)):
+        arguments["variant"] = shared.get("variant", "lora")
+    return arguments
+
+
+def check_placement(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.placement`, for the model of `cfg.model` (which must be right)."""
+    name = cfg["placement"]["name"]
+    if name == "none":
+        return []
+    shared, _ = split(cfg["placement"], placement_options)
+    arguments = placement_arguments(cfg)
+    errors = signature_errors(placement_options, shared, f"placement {name!r}")
+    errors += PLACEMENTS.check(name, arguments, {"model", "scores"})
+    if shared.get("init") in CHANGES_WEIGHTS and cfg["model"]["dtype"] not in ("auto", "float32"):
+        errors.append(
+            f"placement.init={shared['init']} takes its start out of the frozen weights, which would lose it to "
+            f"rounding in model.dtype={cfg['model']['dtype']}: set model.dtype=float32"
+        )
+    config = build_source(cfg).config()
+    if errors or config is None:  # a hub model that is not here yet: it is checked once it is
+        return errors
+    stand_in = SimpleNamespace(config=config)
+    try:
+        if "scores" in parameters(PLACEMENTS.get(name)):
+            arguments["scores"] = {linear.module: 1.0 for linear in linears(stand_in, ["attention", "mlp"])}
+        PLACEMENTS.build(name, model=stand_in, **arguments)
+    except UserError as error:
+        return error.messages
+    return []
 
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:

@@ -26,10 +26,11 @@ def recovery_plan(cfg: Mapping[str, Any]) -> Plan:
     if cfg["recovery"]:
         return {name: dict(keys) for name, keys in cfg["recovery"].items()}
     plan: Plan = {}
-    operated, frozen = cfg["replacement"]["name"] != "none", cfg["model"]["freeze"]
+    operated, placed = cfg["replacement"]["name"] != "none", cfg["placement"]["name"] != "none"
+    frozen = cfg["model"]["freeze"]
     if operated and cfg["replacement"]["transfer_steps"]:
         plan["transfer"] = {}
-    if trainer_steps(cfg["trainer"]) != 0 and (operated or not frozen):
+    if trainer_steps(cfg["trainer"]) != 0 and (operated or placed or not frozen):
         plan["next_token"] = {"train": "replaced" if frozen else "model"}
     return plan
 
@@ -60,8 +61,16 @@ def check_recovery(cfg: Mapping[str, Any]) -> list[str]:
 def _stage_errors(cfg: Mapping[str, Any], name: str, keys: Mapping[str, Any]) -> list[str]:
     """What is wrong with a stage whose keys have the right types, each starting with what follows its name."""
     errors, operated = [], cfg["replacement"]["name"] != "none"
-    stage = STAGES.get(name)
-    if not operated and (stage.scope == "layers" or "replaced" in (keys.get("train"), keys.get("layers"))):
+    stage, placed = STAGES.get(name), cfg["placement"]["name"] != "none"
+    trains_lora = placed and keys.get("train") == "replaced"
+    if placed and name == "lora":
+        errors.append(
+            f" adds LoRA a second time, beside placement={cfg['placement']['name']}: leave one of them out; next_token "
+            "and kl train what is placed"
+        )
+    elif not (operated or trains_lora) and (
+        stage.scope == "layers" or "replaced" in (keys.get("train"), keys.get("layers"))
+    ):
         also = {"train": "train=model", "layers": "layers=all"}
         others = "".join(f", or {option}" for key, option in also.items() if keys.get(key) == "replaced")
         errors.append(f" trains nothing: no layer is replaced. Choose a replacement{others}")

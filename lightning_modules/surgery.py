@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_modules.attention_host import host
+from lightning_modules.placement import Placed, lora_parameters
 from registries import ATTENTION, UserError
 from registries.architectures import ARCHITECTURES, architecture_of, shape_of
 
@@ -140,11 +141,17 @@ def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, n
     }
 
 
-def select_parameters(model: nn.Module, surgery: Surgery | None, which: Trained) -> dict[str, nn.Parameter]:
-    """Full name -> parameter of what an end-to-end stage trains: the attention of the replaced layers, or the model."""
+def select_parameters(
+    model: nn.Module, surgery: Surgery | None, placement: Placed | None, which: Trained
+) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of what an end-to-end stage trains.
+
+    That is the attention of the replaced layers and the placed LoRA, or the model with both.
+    """
     if which == "model":
         return dict(model.named_parameters())
-    return attention_parameters(model, surgery.layers) if surgery else {}
+    replaced = attention_parameters(model, surgery.layers) if surgery else {}
+    return replaced | (lora_parameters(model) if placement else {})
 
 
 def thaw(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data_modules.activations import place
 from lightning_modules.frozen import model_identity
+from lightning_modules.inputs import model_inputs
 from lightning_modules.stages import Workspace
 from registries import UserError
 from registries.models.pretrained import PretrainedModel
@@ -33,16 +34,16 @@ class Teacher:
         self.place = place(**identity, module=FINAL, side="output")
         self.width = self.model.config.get_text_config().hidden_size
 
-    def reserve(self, blocks: Tensor, visits: int) -> bool:
-        """Make room in the cache for that many visits of blocks (blocks, length). Returns whether they will be kept."""
-        entry_bytes = blocks.shape[1] * self.width * self.model.dtype.itemsize
-        return self.cache.reserve([self.place], blocks, min(len(blocks), visits), entry_bytes)
+    def reserve(self, rows: Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
+        entry_bytes = rows.shape[1] * self.width * self.model.dtype.itemsize
+        return self.cache.reserve([self.place], rows, min(len(rows), visits), entry_bytes)
 
     @torch.no_grad()
-    def final_states(self, input_ids: Tensor) -> Tensor:
+    def final_states(self, rows: Tensor) -> Tensor:
         """Hidden states that go into the teacher's output head, (batch, length, its width)."""
-        compute = lambda block: {self.place: final_states(self.model, block)}  # noqa: E731
-        return self.cache.fetch([self.place], input_ids, compute)[self.place]
+        compute = lambda row: {self.place: final_states(self.model, row)}  # noqa: E731
+        return self.cache.fetch([self.place], rows, compute)[self.place]
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:
@@ -63,9 +64,9 @@ def _load(path: str, workspace: Workspace) -> nn.Module:
     return model.to(workspace.original.device)
 
 
-def final_states(model: nn.Module, input_ids: Tensor) -> Tensor:
+def final_states(model: nn.Module, rows: Tensor) -> Tensor:
     """Hidden states that go into the output head, (batch, length, hidden)."""
-    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.base_model(**model_inputs(rows), use_cache=False).last_hidden_state
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from registries.registry import Registry, UserError
 
 ATTENTION = Registry("attention replacement", package="registries.attention")
+PLACEMENTS = Registry("LoRA placement", package="registries.placements")
 MODELS = Registry("model", package="registries.models")
 
-__all__ = ["ATTENTION", "MODELS", "Registry", "UserError"]
+__all__ = ["ATTENTION", "MODELS", "PLACEMENTS", "Registry", "UserError"]

@@ -52,6 +52,7 @@ class ModelShape:
     rotary_bases: tuple[float, ...]
     vocab_size: int
     max_positions: int
+    intermediate_size: int
 
     def attention(self, layer: int) -> AttentionShape:
         """The shape of one layer's attention."""
@@ -149,7 +150,25 @@ def shape_of(config: Any) -> ModelShape:
         rotary_bases=bases,
         vocab_size=value("vocab_size"),
         max_positions=value("max_position_embeddings"),
+        intermediate_size=value("intermediate_size", 4 * hidden_size),
     )
+
+
+def linear_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Role -> (inputs, outputs) of the linear layers that play it, in the family's order."""
+    hidden, mlp = shape.hidden_size, shape.intermediate_size
+    heads, kv_heads = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
+    sizes = {
+        "attention.query": (hidden, heads),
+        "attention.key": (hidden, kv_heads),
+        "attention.value": (hidden, kv_heads),
+        "attention.qkv": (hidden, heads + 2 * kv_heads),
+        "attention.output": (heads, hidden),
+        "mlp.gate": (hidden, mlp),
+        "mlp.up": (hidden, mlp),
+        "mlp.down": (mlp, hidden),
+    }
+    return {role: sizes[role] for role in architecture_of(shape.family).roles}
 
 
 # The share of a head's channels that older configs of these families turn when they do not say it.
@@ -214,6 +233,7 @@ ARCHITECTURES.register("gpt2")(
             "hidden_size": "n_embd",
             "num_hidden_layers": "n_layer",
             "max_position_embeddings": "n_positions",
+            "intermediate_size": "n_inner",
         },
     )
 )

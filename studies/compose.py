@@ -30,7 +30,7 @@ from registries.plugins import import_plugins
 from registries.registry import UserError, defaults, nearest, parameters
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-SUPPLIED = ("shape", "parameters", "cache_dir", "workspace")  # to components, by the code that builds them
+SUPPLIED = ("shape", "parameters", "cache_dir", "workspace", "scores")  # to components, by the code that builds them
 LISTS = ("recovery",)  # groups that take a list of options
 
 
@@ -152,10 +152,11 @@ def _store_options(folders: Sequence[Path]) -> None:
     from data_modules import DATASETS
     from data_modules.block_settings import BlockSettings
     from lightning_modules import OPTIMIZERS, STAGES, options
-    from registries import ATTENTION, MODELS
+    from registries import ATTENTION, MODELS, PLACEMENTS
 
     groups = {
         "replacement": (ATTENTION, options.surgery_options),
+        "placement": (PLACEMENTS, options.placement_options),
         "model": (MODELS, options.model_options),
         "optimizer": (OPTIMIZERS, options.optimizer_options),
         "dataset": (DATASETS, BlockSettings),
@@ -164,7 +165,10 @@ def _store_options(folders: Sequence[Path]) -> None:
         for name in registry.names():
             if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
                 continue
-            node = {"name": name, **defaults(shared), **_own_keys(registry.get(name))}
+            own = _own_keys(registry.get(name))
+            if group == "placement":
+                own.pop("model", None)  # supplied, unlike a core's option of that name
+            node = {"name": name, **defaults(shared), **own}
             ConfigStore.instance().store(group=group, name=name, node=node)
     for name in STAGES.names():
         if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from registries.placements import Row
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -18,15 +22,50 @@ def say(text: str) -> None:
 
 
 def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
-    """The table of what a stage trains."""
-    table = Table(title=f"trained in stage {stage}", title_justify="left")
-    table.add_column("parameter")
-    table.add_column("shape")
-    table.add_column("numbers", justify="right")
+    """The table of what a stage trains; what is alike in several layers is one line."""
+    table = _table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))
+    groups: dict[tuple, list[int]] = defaultdict(list)
     for name, parameter in parameters.items():
-        table.add_row(name, " x ".join(map(str, parameter.shape)), f"{parameter.numel():,}")
-    table.add_row("all", "", f"{sum(parameter.numel() for parameter in parameters.values()):,}")
+        pattern, layer = _without_layer(name)
+        groups[pattern, tuple(parameter.shape)] += layer
+    for (pattern, shape), layers in groups.items():
+        count = math.prod(shape) * max(1, len(layers))
+        table.add_row(pattern, ranges(layers), " x ".join(map(str, shape)), f"{count:,}")
+    table.add_row("all", "", "", f"{sum(parameter.numel() for parameter in parameters.values()):,}")
     console.print(table)
+
+
+def show_placement(name: str, rows: Sequence[Row]) -> None:
+    """The table of a LoRA placement; what is alike in several layers is one line."""
+    table = _table(f"placement {name}", "module", ("role", "layers", "rank", "parameters"))
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[_without_layer(row.module)[0], row.role, row.rank].append(row)
+    for (pattern, role, rank), some in groups.items():
+        parameters = sum(row.parameters for row in some)
+        table.add_row(pattern, role, ranges([row.layer for row in some]), str(rank), f"{parameters:,}")
+    table.add_row("all", "", "", "", f"{sum(row.parameters for row in rows):,}")
+    console.print(table)
+
+
+def _without_layer(name: str) -> tuple[str, list[int]]:
+    """A parameter's or module's name with a star for its layer, and the layer."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    if place is None:
+        return name, []
+    return ".".join([*parts[:place], "*", *parts[place + 1 :]]), [int(parts[place])]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def show_scores(result: Mapping[str, Any]) -> None:
@@ -72,7 +111,7 @@ def _number(value: float | None) -> str:
 
 def _table(title: str, first: str, columns: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
     return table

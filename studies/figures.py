@@ -33,3 +33,27 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mappi
         axes.set_ylabel(unit)
         axes.legend()
     figure.savefig(file, dpi=120)
+
+
+def plot_heat_map(cells: Mapping[tuple[str, int], float], label: str, file: Path, logarithmic: bool = False) -> None:
+    """Values by role and layer.
+
+    Args:
+        cells: (role, layer) -> value; what is missing stays white.
+        label: what the values are.
+        file: PNG to write.
+    """
+    import numpy
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    roles, layers = list(dict.fromkeys(role for role, _ in cells)), range(max(layer for _, layer in cells) + 1)
+    values = numpy.array([[cells.get((role, layer), numpy.nan) for layer in layers] for role in roles])
+    figure = Figure(figsize=(max(5, 0.3 * len(layers) + 2), 0.4 * len(roles) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    positive = logarithmic and (values[~numpy.isnan(values)] > 0).all()
+    image = axes.imshow(values, aspect="auto", norm=LogNorm() if positive else None)
+    axes.set_yticks(range(len(roles)), roles)
+    axes.set_xlabel("layer")
+    figure.colorbar(image, label=label)
+    figure.savefig(file, dpi=120)

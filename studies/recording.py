@@ -65,7 +65,7 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         return folder
     folder = RunFolder.create(
         output_dir,
-        f"{_model_label(cfg['model'])}-{cfg['replacement']['name']}",
+        f"{_model_label(cfg['model'])}-{_operations(cfg)}",
         config=cfg,
         fingerprint=mark,
         dataset=dict(dataset),
@@ -79,6 +79,12 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
 def _model_label(model: Mapping[str, Any]) -> str:
     """The model's name, or that of the folder or hub repository that was given in its place."""
     return Path(model.get("path") or model["name"]).name
+
+
+def _operations(cfg: Mapping[str, Any]) -> str:
+    """What is done to the model, in a word or two."""
+    names = [cfg[group]["name"] for group in ("replacement", "placement")]
+    return "-".join(name for name in names if name != "none") or "none"
 
 
 def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:

@@ -1,4 +1,4 @@
-"""The study of one language model: baseline, surgery, recovery, final score."""
+"""The study of one language model: baseline, surgery and placement, training stage by stage, final score."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_modules.block_data_module import BlockDataModule
-from data_modules.token_cache import tensors_sha256
-from lightning_modules.building import TRAINED_WEIGHTS, load_language_model, operate, workspace
+from lightning_modules.building import ADAPTER_FOLDER, TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import model_identity
+from lightning_modules.placement import lora_parameters, save_adapter
 from lightning_modules.preflight import in_float32, logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts
@@ -28,6 +28,7 @@ from studies.curves import read_curves
 from studies.display import say, show_parameters
 from studies.figures import plot_losses
 from studies.fingerprint import code_version
+from studies.placements import record_placement
 from studies.recording import Record
 from studies.run_folder import write_text
 from studies.scores import Scores, cached, cached_scores, score
@@ -67,7 +68,7 @@ def _baseline(
     baselines, samples = {}, cfg["samples"]
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
-        blocks = tensors_sha256({"blocks": data.blocks(split)})
+        blocks = data.sha256(split)
         key = ["score", identity, blocks, data.settings.batch_size, sorted(module.position_groups)]
         scores = cached_scores(cfg["cache_dir"], key, lambda split=split: score(cfg, module, data, split))
         baselines[prefix] = scores
@@ -77,34 +78,38 @@ def _baseline(
         scores.record(record, f"baseline/{prefix}")
     if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
-        texts = cached(cfg["cache_dir"], ["samples", identity, samples], lambda: {"texts": _samples(cfg, module)})
+        key = ["samples", identity, samples, _prompts(cfg, data)]
+        texts = cached(cfg["cache_dir"], key, lambda: {"texts": _samples(cfg, module, data)})
         _write_samples(cfg, record, "before", texts["texts"])
     return baselines
 
 
 def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
-    """Operate, check what the operation claims, and score the result before any training."""
-    if cfg["replacement"]["name"] == "none":
+    """Operate, check what the operation claims, and score what was replaced before any training."""
+    if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
         return
     if cfg["preflight"]:
         with in_float32(module.model):
             before = logits(module.model, probe(module.model))
-    operate(module, cfg)
-    surgery = module.surgery
-    say(f"replaced the attention of layers {surgery.layers} by {cfg['replacement']['name']}")
-    for note in surgery.notes:
-        say(note)
-    record.folder.result["layers"], record.folder.result["notes"] = surgery.layers, surgery.notes
-    spread = bias_range(module.model, surgery.layers, data.settings.block_size)
-    if spread is not None:
-        record.folder.record(**{"replacement/bias_range": spread})
+    operate(module, cfg, data)
+    surgery, placement = module.surgery, module.placement
+    if surgery is not None:
+        say(f"replaced the attention of layers {surgery.layers} by {cfg['replacement']['name']}")
+        for note in surgery.notes:
+            say(note)
+        record.folder.result["layers"], record.folder.result["notes"] = surgery.layers, surgery.notes
+        spread = bias_range(module.model, surgery.layers, data.settings.block_size)
+        if spread is not None:
+            record.folder.record(**{"replacement/bias_range": spread})
+    if placement is not None:
+        record_placement(record, cfg["placement"]["name"], placement)
     if cfg["preflight"]:
         with in_float32(module.model):
-            results = preflight(module.model, before if surgery.keeps_function else None)
+            results = preflight(module.model, before if surgery is None or surgery.keeps_function else None)
         record.folder.result["preflight"] = results
         record.folder.write()
         require(results)
-    if "swap/loss" not in record.metrics:
+    if surgery is not None and "swap/loss" not in record.metrics:
         say("scoring after surgery, before training")
         score(cfg, module, data, "validation").record(record, "swap/")
 
@@ -113,9 +118,10 @@ def _stages(
     cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, identity: Mapping[str, str]
 ) -> dict[str, Stage]:
     """The stages of the recovery, with all that they share."""
-    stages = build_stages(cfg, workspace(module, cfg, identity=identity, train_blocks=data.train_blocks))
+    rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
+    stages = build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
     if not stages:
-        say("nothing to train: no layer is replaced and model.freeze is true, or no steps are asked for")
+        say("nothing to train: nothing is replaced or placed and model.freeze is true, or no steps are asked for")
     return stages
 
 
@@ -162,7 +168,8 @@ def _held_out(module: CausalLMModule, stage: Stage, data: BlockDataModule, name:
     sums, count = Counter(), 0
     with torch.no_grad():
         for batch in data.val_dataloader():
-            _, terms, parts = stage.loss(module.model, batch["input_ids"].to(module.model.device))
+            batch = {key: tensor.to(module.model.device) for key, tensor in batch.items()}
+            _, terms, parts = stage.loss(module.model, batch)
             count += terms
             sums.update(parts)
     return {f"{name}/{part}": (value / count).item() for part, value in sums.items()}
@@ -192,6 +199,11 @@ def _final(
     last_stage: str,
 ) -> Scores:
     """Save the trained weights; score on validation (what is returned) and test; samples."""
+    if module.placement is not None:
+        base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
+        save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
+        lora = lora_parameters(module.model)
+        trained = {name: parameter for name, parameter in trained.items() if name not in lora}
     _save(trained, record.folder.path / TRAINED_WEIGHTS)
     say("final score on validation")
     scores = score(cfg, module, data, "validation")
@@ -201,7 +213,7 @@ def _final(
     score(cfg, module, data, "test").record(record, "test/")
     if (record.folder.path / "samples.json").is_file():
         say("continuing the prompts with the trained model")
-        _write_samples(cfg, record, "after", _samples(cfg, module))
+        _write_samples(cfg, record, "after", _samples(cfg, module, data))
     return scores
 
 
@@ -218,6 +230,7 @@ def _costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], s
     costs = {
         "params/trainable": sum(parameter.numel() for parameter in trained.values()),
         "params/total": sum(parameter.numel() for parameter in module.model.parameters()),
+        **({"params/lora": sum(row.parameters for row in module.placement.rows)} if module.placement else {}),
         "time/eval_s": speed.seconds,
         "throughput/eval_tokens_per_s": speed.tokens_per_s,
         "time/train_s": sum(stage["seconds"] for stage in done.values()),
@@ -237,9 +250,13 @@ def _figure(record: Record, stages: list[str]) -> None:
     plot_losses(curves, levels, record.folder.path / "figures" / "loss.png")
 
 
-def _samples(cfg: Mapping[str, Any], module: CausalLMModule) -> list[str]:
-    samples = cfg["samples"]
-    return continue_texts(module.model, module.tokenizer, samples["prompts"], samples["max_new_tokens"])
+def _samples(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> list[str]:
+    return continue_texts(module.model, module.tokenizer, _prompts(cfg, data), cfg["samples"]["max_new_tokens"])
+
+
+def _prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
+    """The prompts as the model gets them."""
+    return [data.as_prompt(text) for text in cfg["samples"]["prompts"]]
 
 
 def _write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: list[str]) -> None:

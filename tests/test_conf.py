@@ -10,8 +10,8 @@ import train
 from data_modules import DATASETS
 from data_modules.block_settings import BlockSettings
 from lightning_modules import OPTIMIZERS, STAGES
-from lightning_modules.options import model_options, optimizer_options, surgery_options
-from registries import ATTENTION, MODELS
+from lightning_modules.options import model_options, optimizer_options, placement_options, surgery_options
+from registries import ATTENTION, MODELS, PLACEMENTS
 from registries.registry import defaults, parameters
 from studies import schema
 
@@ -19,10 +19,11 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 REGISTRIES = {
     "model": (MODELS, model_options),
     "replacement": (ATTENTION, surgery_options),
+    "placement": (PLACEMENTS, placement_options),
     "dataset": (DATASETS, BlockSettings),
     "optimizer": (OPTIMIZERS, optimizer_options),
 }
-SUPPLIED = {"shape", "parameters", "cache_dir"}  # by the code that builds, not by the config
+SUPPLIED = {"shape", "parameters", "cache_dir", "scores"}  # by the code that builds, not by the config
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTRIES and name != "none"]
 
@@ -35,6 +36,10 @@ CHOSEN = {
     "optimizer": {"lr"},  # smaller than AdamW's: what is trained starts close to where it should end
     "replacement": {"layers"},  # [0] is how a user types the same layer as first:1
 }
+
+
+# What has no default.
+NEEDED = {"importance": ["placement.budget=1000000"], "suffix": ["placement.suffixes=[q_proj]"]}
 
 
 def content(group, name):
@@ -68,7 +73,8 @@ def test_stages_have_a_yaml_each_with_their_keys_and_defaults():
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_keys_are_those_that_the_component_takes(group, name):
     registry, shared = REGISTRIES[group]
-    expected = {"name", *parameters(shared), *parameters(registry.get(name))} - SUPPLIED
+    own = set(parameters(registry.get(name))) - ({"model"} if group == "placement" else set())
+    expected = {"name", *parameters(shared), *own} - SUPPLIED
     assert set(content(group, name)) == expected
 
 
@@ -115,7 +121,7 @@ def test_every_option_is_a_valid_config(group, name, text_path, monkeypatch):
     monkeypatch.setattr(schema, "_has_gpu", lambda: True)
     path = [f"dataset.path={text_path}"] if name == "text" else []
     operated = ["replacement=toroidal"] if group == "recovery" else []
-    cfg = train.compose([f"{group}={name}", *path, *operated])
+    cfg = train.compose([f"{group}={name}", *path, *operated, *NEEDED.get(name, [])])
     if group == "recovery":
         assert list(cfg.recovery) == [name] * (name != "none")
     else:

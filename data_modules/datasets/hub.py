@@ -22,7 +22,7 @@ def wikitext2(path: str | None = None) -> dict[str, list[Document]]:
     """WikiText-2 (raw): 600 Wikipedia articles to train on, 2 million words; Merity et al. 2016, arXiv:1609.07843."""
     if path is not None:
         return read_path(path, rows_are_lines=True)
-    rows = _load("wikitext2", WIKITEXT, "wikitext-2-raw-v1")
+    rows = load_from_hub(WIKITEXT, "wikitext-2-raw-v1")
     return {split: list(wikitext_articles(_lines(rows[split]), split)) for split in SPLITS}
 
 
@@ -33,7 +33,7 @@ def wikitext103(path: str | None = None) -> dict[str, list[Document]] | dict[str
         return read_path(path, rows_are_lines=True)
 
     def articles(split: str) -> Iterator[Document]:
-        rows = _load("wikitext103", WIKITEXT, "wikitext-103-raw-v1", split, streaming=True)
+        rows = load_from_hub(WIKITEXT, "wikitext-103-raw-v1", split, streaming=True)
         return wikitext_articles(_lines(rows), split)
 
     return {split: Stream(f"{WIKITEXT} wikitext-103-raw-v1 {split}", partial(articles, split)) for split in SPLITS}
@@ -64,7 +64,7 @@ def openwebtext(path: str | None = None) -> dict[str, list[Document]] | dict[str
         return read_path(path)
 
     def pages(split: str) -> Iterator[Document]:
-        rows = _load("openwebtext", OPENWEBTEXT, None, "train", streaming=True)
+        rows = load_from_hub(OPENWEBTEXT, None, "train", streaming=True)
         documents = (Document(f"openwebtext:{index}", row["text"]) for index, row in enumerate(rows))
         return (document for document in documents if split_of(document.name) == split)
 
@@ -79,7 +79,7 @@ def gsm8k(path: str | None = None) -> dict[str, list[Document]]:
     """
     if path is not None:
         return read_path(path, field=("question", "answer"))
-    rows = _load("gsm8k", GSM8K, "main")
+    rows = load_from_hub(GSM8K, "main")
     problems = {
         split: [
             Document(f"gsm8k:{split}:{index}", f"{row['question']}\n{row['answer']}")
@@ -96,7 +96,7 @@ def _lines(rows: Any) -> Iterator[str]:
     return (row["text"] or " \n" for row in rows)
 
 
-def _load(name: str, repository: str, config: str | None, split: str | None = None, streaming: bool = False) -> Any:
+def load_from_hub(repository: str, config: str | None = None, split: str | None = None, streaming: bool = False) -> Any:
     """A dataset of the hub or, without network, of the Hugging Face cache.
 
     Raises:
@@ -115,7 +115,7 @@ def _load(name: str, repository: str, config: str | None, split: str | None = No
             return datasets.load_dataset(repository, config, split=split)
     except Exception:
         raise UserError(
-            f"dataset {name!r} could not be read from the Hugging Face hub ({repository}): {reason}. "
+            f"dataset {repository} could not be read from the Hugging Face hub: {reason}. "
             "Without network, give a local copy: dataset.path=<folder>"
         ) from reason
 

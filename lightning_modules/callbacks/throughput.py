@@ -52,8 +52,7 @@ class Throughput(Callback):
     def _stop(self, batch: Any) -> None:
         _synchronize()
         spent = time.perf_counter() - self._started
-        mask = batch.get("attention_mask")
-        tokens = int(mask.sum()) if mask is not None else batch["input_ids"].numel()  # real tokens only
+        tokens = int(_is_real(batch).sum())
         self.seconds, self.tokens, self.batches = self.seconds + spent, self.tokens + tokens, self.batches + 1
         if self.batches > WARM_UP_BATCHES:
             self.counted_seconds, self.counted_tokens = self.counted_seconds + spent, self.counted_tokens + tokens
@@ -63,6 +62,13 @@ class Throughput(Callback):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         vars(self).update(state)
+
+
+def _is_real(batch: Any) -> torch.Tensor:
+    """(batch, length): whether a token is of a text, and no filling."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"] > 0
+    return batch.get("documents", torch.zeros_like(batch["input_ids"])) >= 0
 
 
 def _synchronize() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from data_modules.activations import ActivationCache
+    from lightning_modules.placement import Placed
     from lightning_modules.surgery import Surgery
 
 from registries.registry import Registry
@@ -28,7 +29,9 @@ class Workspace:
         activations: the cache of what frozen layers compute.
         identity: what the activations of the untouched model depend on beside layer and tokens.
         changes: the surgery and the recovery of this run, as plain data.
+        placement: LoRA that was placed in the model; None: none.
         train_blocks: (blocks, length) tokens; None where nothing will be trained.
+        train_positions: (blocks, length) of the tokens in their examples, where these are kept apart.
         batch_size: blocks of one forward pass through the whole model.
         loss_chunk_size: tokens whose logits exist at a time in an end-to-end loss; None: those of a whole pass.
     """
@@ -39,7 +42,9 @@ class Workspace:
     activations: ActivationCache
     identity: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    placement: Placed | None = None
     train_blocks: Tensor | None = None
+    train_positions: Tensor | None = None
     batch_size: int = 1
     loss_chunk_size: int | None = None
 
@@ -95,8 +100,11 @@ class Stage(Protocol):
         """Called once before the first step, when the parameters are thawed: reserve room, load a teacher."""
         ...
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
-        """The loss of a batch (batch, length)."""
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        """The loss of a batch of `input_ids` (batch, length), with `position_ids` and `labels` of instruction data.
+
+        A stage of scope `layers` reads the tokens alone.
+        """
         ...
 
 

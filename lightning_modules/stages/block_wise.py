@@ -71,7 +71,8 @@ class BlockWise:
     def start(self, model: nn.Module) -> None:
         self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        input_ids = batch["input_ids"]
         states, calls = self._states(input_ids), self._calls(input_ids)
         total, parts, hidden = torch.zeros((), device=input_ids.device), {}, None
         for start, paths in self._groups.items():

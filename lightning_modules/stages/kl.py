@@ -20,7 +20,7 @@ class KL:
     """Trains the replaced attention, or the whole model, to give the next-token distributions of a teacher.
 
     Args:
-        train: `replaced` trains the attention of the replaced layers, `model` every weight.
+        train: `replaced` trains the attention of the replaced layers and the placed LoRA, `model` every weight.
         temperature: softens both distributions; more shows more of the unlikely tokens.
         teacher: folder or hub id of another model with the same vocabulary; None: the untouched model.
     """
@@ -43,12 +43,12 @@ class KL:
         pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return select_parameters(model, self.workspace.surgery, self.train)
+        return select_parameters(model, self.workspace.surgery, self.workspace.placement, self.train)
 
     def start(self, model: nn.Module) -> None:
         self._objective = EndToEnd(
             model, self.workspace, self.steps * self.batch_size, "kl", self.temperature, self.teacher
         )
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
-        return self._objective(model, input_ids)
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        return self._objective(model, batch)

@@ -62,8 +62,8 @@ class LoRA:
                 module.train()  # what is frozen is in evaluation mode, and a dropout has no parameters to tell it from
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size, self.objective)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
-        return self._objective(model, input_ids)
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        return self._objective(model, batch)
 
 
 def add_lora(

@@ -20,7 +20,7 @@ class NextToken:
     """Trains the replaced attention, or the whole model, to predict the text.
 
     Args:
-        train: `replaced` trains the attention of the replaced layers, `model` every weight.
+        train: `replaced` trains the attention of the replaced layers and the placed LoRA, `model` every weight.
     """
 
     workspace: Workspace
@@ -39,10 +39,10 @@ class NextToken:
         pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return select_parameters(model, self.workspace.surgery, self.train)
+        return select_parameters(model, self.workspace.surgery, self.workspace.placement, self.train)
 
     def start(self, model: nn.Module) -> None:
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
-        return self._objective(model, input_ids)
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        return self._objective(model, batch)

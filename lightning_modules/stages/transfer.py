@@ -64,7 +64,8 @@ class Transfer:
     def start(self, model: nn.Module) -> None:
         self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> Loss:
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        input_ids = batch["input_ids"]
         if self.attention_weight and self._weights is None:  # not before what trains was parted from the original
             self._weights = AttentionWeights(self.workspace.original, self.layers)
         states, calls = self._states(input_ids), self._calls(input_ids)

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.blocks import EndlessBlocks, StepSampler, choose_spread, doubling_groups, pack
+from data_modules.blocks import EndlessBlocks, StepSampler, choose_spread, doubling_groups, one_document_each, pack
 
 
 @given(st.integers(0, 500), st.integers(1, 60))
@@ -38,7 +38,7 @@ def test_groups_of_positions_hold_every_target_once(block_size):
 
 @given(st.integers(1, 40), st.integers(0, 5), st.sampled_from(["fit", "transfer"]))
 def test_every_epoch_holds_every_block_once(count, seed, stream):
-    blocks = EndlessBlocks(torch.arange(count)[:, None], seed, stream)
+    blocks = EndlessBlocks(one_document_each(torch.arange(count)[:, None]), seed, stream)
     for epoch in range(3):
         seen = [int(blocks[epoch * count + place]["input_ids"]) for place in range(count)]
         assert sorted(seen) == list(range(count))
@@ -46,7 +46,7 @@ def test_every_epoch_holds_every_block_once(count, seed, stream):
 
 def test_order_depends_on_seed_stream_and_epoch():
     def order(seed, stream, epoch):
-        blocks = EndlessBlocks(torch.arange(50)[:, None], seed, stream)
+        blocks = EndlessBlocks(one_document_each(torch.arange(50)[:, None]), seed, stream)
         return [int(blocks[epoch * 50 + place]["input_ids"]) for place in range(50)]
 
     orders = [order(0, "fit", 0), order(1, "fit", 0), order(0, "transfer", 0), order(0, "fit", 1)]

@@ -132,7 +132,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(make_module, make_stage, t
     stage = make_stage(module, "next_token", pass_size=2, steps=1)
     module.begin("next_token", stage)
     stage.start(module.model)
-    nll, count, _ = stage.loss(module.model, blocks[:4])
+    nll, count, _ = stage.loss(module.model, {"input_ids": blocks[:4]})
     names = list(module.trained_parameters())
     gradients = torch.autograd.grad(nll / count, list(module.trained_parameters().values()))
     train(module, stage)

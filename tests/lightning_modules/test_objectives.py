@@ -67,7 +67,7 @@ def test_the_next_token_loss_is_that_of_a_plain_loop(family):
     probabilities = logits(model, text).double().softmax(-1)
     expected = -sum(math.log(probabilities[row, t, text[row, t + 1]].item()) for row in range(2) for t in range(11))
     for chunk in (None, *CHUNKS):
-        assert next_token_nll(model, text, chunk).item() == pytest.approx(expected, rel=1e-5)
+        assert next_token_nll(model, text, text, chunk).item() == pytest.approx(expected, rel=1e-5)
 
 
 @each_family
@@ -75,8 +75,8 @@ def test_the_next_token_loss_is_that_of_a_plain_loop(family):
 def test_chunks_change_no_gradient_of_the_next_token_loss(chunk, family):
     model = trained(family)
     text = tokens(model, 2, 12)
-    expected = gradients(next_token_nll(model, text), model)
-    same_gradients(gradients(next_token_nll(model, text, chunk), model), expected)
+    expected = gradients(next_token_nll(model, text, text), model)
+    same_gradients(gradients(next_token_nll(model, text, text, chunk), model), expected)
 
 
 # Divergence
@@ -96,7 +96,7 @@ def test_the_divergence_follows_its_formula(temperature, family):
     with torch.no_grad():
         expected = kl(logits(model, text), logits(teacher, text), temperature)
         for chunk in (None, *CHUNKS):
-            found = divergence(model, teacher, text, final_states(teacher, text), temperature, chunk).item()
+            found = divergence(model, teacher, text, text, final_states(teacher, text), temperature, chunk).item()
             assert found == pytest.approx(expected, rel=1e-4)
     assert expected > 1
 
@@ -108,8 +108,8 @@ def test_chunks_change_no_gradient_of_the_divergence(chunk, family):
     text = tokens(model, 2, 12)
     with torch.no_grad():
         states = final_states(teacher, text)
-    expected = gradients(divergence(model, teacher, text, states, 2.0), model)
-    same_gradients(gradients(divergence(model, teacher, text, states, 2.0, chunk), model), expected)
+    expected = gradients(divergence(model, teacher, text, text, states, 2.0), model)
+    same_gradients(gradients(divergence(model, teacher, text, text, states, 2.0, chunk), model), expected)
 
 
 @each_family
@@ -120,7 +120,7 @@ def test_a_model_does_not_diverge_from_itself(chunk, family):
     for temperature in (0.5, 1.0, 4.0):
         with torch.no_grad():
             states = final_states(model, text)
-        loss = divergence(model, language_model(family), text, states, temperature, chunk)
+        loss = divergence(model, language_model(family), text, text, states, temperature, chunk)
         assert abs(loss.item()) < 1e-3
         assert all(gradient.abs().max() < 1e-3 for gradient in gradients(loss, model).values())
 
@@ -129,7 +129,7 @@ def test_the_gradient_of_the_divergence_is_the_difference_of_probabilities():
     """d KL / d logit = temperature * (ours - theirs)."""
     model, teacher = trained("phi"), teacher_of("phi")
     text, temperature = tokens(model, 2, 12), 2.0
-    loss = divergence(model, teacher, text, final_states(teacher, text), temperature)
+    loss = divergence(model, teacher, text, text, final_states(teacher, text), temperature)
     (bias,) = torch.autograd.grad(loss, [model.lm_head.bias])
     ours, theirs = (logits(each, text)[:, :-1].div(temperature).softmax(-1) for each in (model, teacher))
     assert difference(bias, temperature * (ours - theirs).sum((0, 1))) < 1e-4
@@ -140,7 +140,7 @@ def test_the_teacher_gets_no_gradient():
     text = tokens(model, 2, 12)
     with torch.no_grad():
         states = final_states(teacher, text)
-    divergence(model, teacher, text, states, 1.0, 4).backward()
+    divergence(model, teacher, text, text, states, 1.0, 4).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
@@ -148,7 +148,7 @@ def test_the_divergence_from_a_teacher_of_another_width():
     model, teacher = language_model("llama"), language_model("gpt2", hidden_size=32)
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        found = divergence(model, teacher, text, final_states(teacher, text))
+        found = divergence(model, teacher, text, text, final_states(teacher, text))
     assert found.item() == pytest.approx(kl(logits(model, text), logits(teacher, text), 1.0), rel=1e-4)
 
 
@@ -159,9 +159,11 @@ def test_chunks_of_any_size_change_nothing(rows, length, chunk):
     text = tokens(model, rows, length)
     with torch.no_grad():
         states = final_states(teacher, text)
-        assert next_token_nll(model, text, chunk).item() == pytest.approx(next_token_nll(model, text).item(), rel=1e-5)
-        whole = divergence(model, teacher, text, states).item()
-        assert divergence(model, teacher, text, states, chunk_size=chunk).item() == pytest.approx(whole, rel=1e-4)
+        assert next_token_nll(model, text, text, chunk).item() == pytest.approx(
+            next_token_nll(model, text, text).item(), rel=1e-5
+        )
+        whole = divergence(model, teacher, text, text, states).item()
+        assert divergence(model, teacher, text, text, states, chunk_size=chunk).item() == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [3, 7])
@@ -169,7 +171,7 @@ def test_chunks_hold_no_more_logits_than_asked_for(chunk):
     model, sizes = trained("llama"), []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     text = tokens(model, 2, 12)
-    next_token_nll(model, text, chunk).backward()
+    next_token_nll(model, text, text, chunk).backward()
     assert max(sizes) == chunk
     assert sum(sizes) == 2 * 22  # the backward pass computes them again
 
@@ -201,14 +203,14 @@ def test_an_objective_with_cached_layers_is_the_same_as_without(chunk, objective
     with torch.no_grad():
         states = final_states(workspace.original, text)
     plain = (
-        next_token_nll(model, text)
+        next_token_nll(model, text, text)
         if objective == "next_token"
-        else divergence(model, workspace.original, text, states)
+        else divergence(model, workspace.original, text, text, states)
     )
     expected, wanted = plain.item(), gradients(plain, model)
     end_to_end = EndToEnd(model, workspace, 12, objective)
     for _ in range(2):
-        loss, count, parts = end_to_end(model, text)
+        loss, count, parts = end_to_end(model, {"input_ids": text})
         assert loss.item() == pytest.approx(expected, rel=1e-4)
         assert count == 33
         assert parts == {}
@@ -219,7 +221,7 @@ def test_an_objective_with_cached_layers_is_the_same_as_without(chunk, objective
 def test_the_temperature_reaches_the_divergence(temperature, prepared):
     model, workspace = prepared()
     text = tokens(model, 3, 12)
-    loss, *_ = EndToEnd(model, workspace, 12, "kl", temperature)(model, text)
+    loss, *_ = EndToEnd(model, workspace, 12, "kl", temperature)(model, {"input_ids": text})
     expected = kl(logits(model, text), logits(workspace.original, text), temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -229,7 +231,7 @@ def test_the_chunk_size_of_the_workspace_is_kept(prepared):
     sizes = []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.shape[:-1].numel()))
     for objective in ("next_token", "kl"):
-        EndToEnd(model, workspace, 12, objective)(model, tokens(model, 2, 12))
+        EndToEnd(model, workspace, 12, objective)(model, {"input_ids": tokens(model, 2, 12)})
     assert max(sizes) == 4
 
 
@@ -258,5 +260,9 @@ def test_the_cache_changes_nothing(make_module, make_stage):
         thaw(module.model, parameters)
         workspace = make_stage(module, "next_token", cache=cache).workspace
         for objective in ("next_token", "kl"):
-            losses.append(EndToEnd(module.model, workspace, 12, objective)(module.model, tokens(module.model, 3, 12)))
+            losses.append(
+                EndToEnd(module.model, workspace, 12, objective)(
+                    module.model, {"input_ids": tokens(module.model, 3, 12)}
+                )
+            )
     assert [loss.total.item() for loss in losses[:2]] == [loss.total.item() for loss in losses[2:]]

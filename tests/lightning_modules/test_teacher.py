@@ -168,7 +168,9 @@ def test_an_output_layer_of_another_size_is_an_error_or_can_be_learned_from(work
     module, workspace = workspace_of()
     folder = folder_of(language_model("llama", vocab_size=640))
     try:
-        EndToEnd(module.model, workspace, 4, "kl", teacher=folder)(module.model, tokens(module.model, 2, 12) % 257)
+        EndToEnd(module.model, workspace, 4, "kl", teacher=folder)(
+            module.model, {"input_ids": tokens(module.model, 2, 12) % 257}
+        )
     except UserError as error:
         assert "512" in str(error) and "640" in str(error)
 

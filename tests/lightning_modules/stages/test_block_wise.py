@@ -91,7 +91,7 @@ def test_with_inputs_of_the_original_every_group_learns_alone(layers, size, grou
     text = tokens(model, 2, LENGTH)
     original = block_states(stage.workspace.original, text)
     ours = block_states(model, text, given={start: original[start] for start in groups})
-    loss, count, parts = stage.loss(model, text)
+    loss, count, parts = stage.loss(model, {"input_ids": text})
     expected = {
         f"error_layer_{start}": plain_error(ours[end], original[end], original[end] - original[start])
         for start, end in groups.items()
@@ -116,7 +116,7 @@ def test_with_inputs_of_the_recovered_model_a_group_gets_what_those_below_give(l
         f"error_layer_{start}": plain_error(ours[end], original[end], original[end] - original[start])
         for start, end in learning.items()
     }
-    loss, _, parts = stage.loss(model, text)
+    loss, _, parts = stage.loss(model, {"input_ids": text})
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-3)
     assert loss.item() == pytest.approx(sum(expected.values()) / len(learning), rel=1e-3)
 
@@ -125,7 +125,7 @@ def test_what_a_group_is_fed_matters(operate):
     losses = []
     for inputs in ("original", "recovered"):
         model, stage = operate("llama", [0, 2], inputs=inputs)
-        losses.append(stage.loss(model, tokens(model, 2, LENGTH)).parts)
+        losses.append(stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)}).parts)
     assert losses[0]["error_layer_0"].equal(losses[1]["error_layer_0"])
     assert losses[0]["error_layer_2"].item() != pytest.approx(losses[1]["error_layer_2"].item(), rel=1e-2)
 
@@ -135,7 +135,7 @@ def test_no_gradient_crosses_groups(inputs, operate):
     """A layer's gradient is that of its own group's error."""
     model, stage = operate("llama", [0, 1, 3], inputs=inputs)
     text = tokens(model, 2, LENGTH)
-    stage.loss(model, text)[0].backward()
+    stage.loss(model, {"input_ids": text})[0].backward()
     together = {name: parameter.grad.clone() for name, parameter in stage.parameters(model).items()}
     original = block_states(stage.workspace.original, text)
     fed = original if inputs == "original" else block_states(model, text)
@@ -155,7 +155,7 @@ def test_the_layers_of_a_group_learn_together(operate):
     gradients = []
     for size in (1, 2):
         model, stage = operate("llama", [0, 1], num_layers=2, layers_per_group=size)
-        stage.loss(model, tokens(model, 2, LENGTH))[0].backward()
+        stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)})[0].backward()
         gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
     assert not torch.allclose(gradients[0], gradients[1], rtol=0.1)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -166,7 +166,7 @@ def test_a_layer_that_keeps_its_function_has_no_loss(inputs, operate):
     model, stage = operate(
         "llama", [0, 2], options={"depth": 1, "lambda_distance": 0.0, "fusion_mode": "identity"}, inputs=inputs
     )
-    assert stage.loss(model, tokens(model, 2, LENGTH))[0].item() < 1e-8
+    assert stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)})[0].item() < 1e-8
 
 
 # What runs
@@ -193,10 +193,10 @@ def test_only_groups_that_are_needed_run(layers, keys, runs, operate):
     model, stage = operate("llama", layers, **keys)
     text = tokens(model, 3, LENGTH)
     original = count_mlps(stage.workspace.original)
-    stage.loss(model, text)
+    stage.loss(model, {"input_ids": text})
     ours = count_mlps(model)
     original.clear()
-    stage.loss(model, text)
+    stage.loss(model, {"input_ids": text})
     assert ours == runs
     assert original == []  # all from the cache
 
@@ -206,7 +206,7 @@ def test_the_cache_changes_nothing(family, operate):
     losses = []
     for cache in (True, False):
         model, stage = operate(family, [0, 2], cache=cache, inputs="recovered")
-        losses += [stage.loss(model, tokens(model, 2, LENGTH))[0].item() for _ in range(2)]
+        losses += [stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)})[0].item() for _ in range(2)]
     assert len(set(losses)) == 1
 
 
@@ -218,7 +218,7 @@ def test_the_cache_changes_nothing(family, operate):
 def test_it_trains_the_replaced_attention_and_nothing_else(inputs, family, operate):
     model, stage = operate(family, [0, 2], inputs=inputs)
     assert stage.parameters(model) == attention_parameters(model, [0, 2])
-    stage.loss(model, tokens(model, 2, LENGTH))[0].backward()
+    stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)})[0].backward()
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == set(
         attention_parameters(model, [0, 2])
     )
@@ -233,7 +233,7 @@ def test_it_learns_what_several_layers_did(keys, family, operate):
     optimizer = torch.optim.AdamW(stage.parameters(model).values(), lr=1e-2)
     losses = []
     for _ in range(15):
-        loss, count, _ = stage.loss(model, text)
+        loss, count, _ = stage.loss(model, {"input_ids": text})
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
@@ -244,7 +244,7 @@ def test_it_learns_what_several_layers_did(keys, family, operate):
 @pytest.mark.parametrize("inputs", ["original", "recovered"])
 def test_it_works_in_a_bf16_model_with_fp32_masters(inputs, operate):
     model, stage = operate("llama", [0, 2], dtype=torch.bfloat16, inputs=inputs)
-    loss, *_ = stage.loss(model, tokens(model, 2, LENGTH))
+    loss, *_ = stage.loss(model, {"input_ids": tokens(model, 2, LENGTH)})
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in stage.parameters(model).values())

@@ -35,7 +35,7 @@ def learn(model, stage, text, steps=15, lr=1e-2):
     optimizer = torch.optim.AdamW(stage.parameters(model).values(), lr=lr)
     losses = []
     for _ in range(steps):
-        loss, count, _ = stage.loss(model, text)
+        loss, count, _ = stage.loss(model, {"input_ids": text})
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
@@ -51,7 +51,7 @@ def test_the_loss_is_the_divergence_from_the_untouched_model(chunk, temperature,
     text = tokens(model, 3, 12)
     expected = kl(logits(model, text), logits(language_model(family), text), temperature)
     for _ in range(2):
-        loss, count, parts = stage.loss(model, text)
+        loss, count, parts = stage.loss(model, {"input_ids": text})
         assert loss.item() == pytest.approx(expected, rel=1e-4)
         assert (count, parts) == (33, {})
     assert expected > 0.1
@@ -59,14 +59,14 @@ def test_the_loss_is_the_divergence_from_the_untouched_model(chunk, temperature,
 
 def test_a_model_that_keeps_its_function_has_no_loss(begin):
     model, stage = begin(options={"depth": 1, "lambda_distance": 0.0, "fusion_mode": "identity"})
-    assert abs(stage.loss(model, tokens(model, 3, 12))[0].item()) < 1e-3
+    assert abs(stage.loss(model, {"input_ids": tokens(model, 3, 12)})[0].item()) < 1e-3
 
 
 def test_the_temperature_has_an_effect(begin):
     losses = set()
     for temperature in (0.5, 1.0, 4.0):
         model, stage = begin(temperature=temperature)
-        losses.add(round(stage.loss(model, tokens(model, 3, 12))[0].item(), 3))
+        losses.add(round(stage.loss(model, {"input_ids": tokens(model, 3, 12)})[0].item(), 3))
     assert len(losses) == 3
 
 
@@ -77,7 +77,9 @@ def test_another_teacher(teacher_family, begin, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "teacher")
     model, stage = begin(teacher=str(tmp_path / "teacher"))
     text = tokens(model, 3, 12)
-    assert stage.loss(model, text)[0].item() == pytest.approx(kl(logits(model, text), logits(other, text)), rel=1e-4)
+    assert stage.loss(model, {"input_ids": text})[0].item() == pytest.approx(
+        kl(logits(model, text), logits(other, text)), rel=1e-4
+    )
 
 
 # What trains
@@ -90,7 +92,7 @@ def test_exactly_what_should_train_does(train, family, begin):
     everything = dict(model.named_parameters())
     expected = everything if train == "model" else attention_parameters(model, [1])
     assert stage.parameters(model) == expected
-    stage.loss(model, tokens(model, 2, 12))[0].backward()
+    stage.loss(model, {"input_ids": tokens(model, 2, 12)})[0].backward()
     assert {name for name, parameter in everything.items() if parameter.grad is not None} == set(expected)
     assert all(parameter.grad is None for parameter in stage.workspace.original.parameters())
 
@@ -108,15 +110,15 @@ def test_the_teacher_stays_what_it_was_when_the_whole_model_trains(begin):
     text = tokens(model, 3, 12)
     learn(model, stage, text, steps=3)
     expected = kl(logits(model, text), logits(language_model("llama"), text))
-    assert stage.loss(model, text)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert stage.loss(model, {"input_ids": text})[0].item() == pytest.approx(expected, rel=1e-4)
     new = text.flip(1)  # of which nothing is cached
     expected = kl(logits(model, new), logits(language_model("llama"), new))
-    assert stage.loss(model, new)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert stage.loss(model, {"input_ids": new})[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_works_in_a_bf16_model_with_fp32_masters(begin):
     model, stage = begin(dtype=torch.bfloat16)
-    loss, *_ = stage.loss(model, tokens(model, 2, 12))
+    loss, *_ = stage.loss(model, {"input_ids": tokens(model, 2, 12)})
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in stage.parameters(model).values())

@@ -51,7 +51,7 @@ def adapted(parameters):
 
 def loss_of(begun):
     module, stage, _ = begun
-    return stage.loss(module.model, tokens(module.model, 2, 12))[0].item()
+    return stage.loss(module.model, {"input_ids": tokens(module.model, 2, 12)})[0].item()
 
 
 # At step 0
@@ -82,7 +82,7 @@ def test_exactly_the_additions_to_the_roles_train(roles, family, begin):
     assert set(parameters) == {f"{path}.lora_{side}.recovery.weight" for path in targets for side in "AB"}
     assert set(module.trained_parameters()) == set(parameters)
     draw(parameters)
-    stage.loss(module.model, tokens(module.model, 2, 12))[0].backward()
+    stage.loss(module.model, {"input_ids": tokens(module.model, 2, 12)})[0].backward()
     everything = dict(module.model.named_parameters())
     assert {name for name, parameter in everything.items() if parameter.grad is not None} == set(parameters)
     assert all(parameter.grad.abs().max() > 0 for parameter in parameters.values())
@@ -126,7 +126,7 @@ def test_it_learns(objective, family, begin):
     optimizer = torch.optim.AdamW(stage.parameters(module.model).values(), lr=2e-2)
     losses = []
     for _ in range(15):
-        loss, count, _ = stage.loss(module.model, text)
+        loss, count, _ = stage.loss(module.model, {"input_ids": text})
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
@@ -137,7 +137,7 @@ def test_it_learns(objective, family, begin):
 def test_without_a_replacement_it_is_fine_tuning(begin):
     module, stage, _ = begin(replacement=None, layers=[1])
     assert adapted(stage.parameters(module.model)) == linear_layers(module.model, ["attention"], [1])
-    assert stage.loss(module.model, tokens(module.model, 2, 12))[0].requires_grad
+    assert stage.loss(module.model, {"input_ids": tokens(module.model, 2, 12)})[0].requires_grad
 
 
 def test_a_role_that_the_family_does_not_have_is_an_error(begin):
@@ -225,7 +225,7 @@ def test_it_works_in_a_bf16_model(layers, family, begin):
     assert found.dtype == torch.bfloat16
     assert difference(found.float(), before.float()) < 1e-5
     draw(parameters)
-    loss, *_ = stage.loss(module.model, tokens(module.model, 2, 12))
+    loss, *_ = stage.loss(module.model, {"input_ids": tokens(module.model, 2, 12)})
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in parameters.values())
@@ -256,5 +256,5 @@ def test_it_follows_a_stage_that_trained_the_layer(family, make_module, make_sta
     stage.start(module.model)
     text = tokens(module.model, 2, 12)
     assert difference(logits(module.model, text).float(), before.float()) < 1e-5
-    stage.loss(module.model, text)[0].backward()
+    stage.loss(module.model, {"input_ids": text})[0].backward()
     assert all(parameter.grad is not None for parameter in stage.parameters(module.model).values())

@@ -10,7 +10,7 @@ def test_the_loss_is_the_sum_over_all_but_the_first_token(chunk, make_module, ma
     module.begin("next_token", stage)
     stage.start(module.model)
     text = tokens(module.model, 3, 10)
-    loss, count, _ = stage.loss(module.model, text)
+    loss, count, _ = stage.loss(module.model, {"input_ids": text})
     probabilities = logits(module.model, text).double().log_softmax(-1)
     expected = -sum(probabilities[row, t, text[row, t + 1]].item() for row in range(3) for t in range(9))
     assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -41,7 +41,7 @@ class OutputsOnly:
         self.objective = EndToEnd(model, self.workspace, self.steps * self.batch_size)
 
     def loss(self, model, input_ids):
-        total, count, parts = self.objective(model, input_ids)
+        total, count, parts = self.objective(model, {"input_ids": input_ids})
         return Loss(total * self.scale, count, parts)
 '''
 

@@ -57,7 +57,7 @@ def test_the_loss_is_the_weighted_relative_error(family, operate):
         for t in range(12):
             error = (output[row, t] - target[row, t]).norm() ** 2 / target[row, t].norm() ** 2
             expected += (1 + EARLY_WEIGHT / (1 + t)) * error.item()
-    loss, count, parts = stage.loss(model, text)
+    loss, count, parts = stage.loss(model, {"input_ids": text})
     assert parts["error_layer_1"].item() == pytest.approx(expected, rel=1e-4)
     assert loss.item() == pytest.approx((parts["error_layer_0"] + parts["error_layer_1"]).item() / 2, rel=1e-6)
     assert count == 24
@@ -66,15 +66,16 @@ def test_the_loss_is_the_weighted_relative_error(family, operate):
 def test_the_loss_of_several_layers_is_their_mean(operate):
     text = tokens(language_model("llama"), 2, 12)
     single = [
-        stage.loss(model, text)[0].item() for model, stage in (operate("llama", [layer], depth=4) for layer in (0, 2))
+        stage.loss(model, {"input_ids": text})[0].item()
+        for model, stage in (operate("llama", [layer], depth=4) for layer in (0, 2))
     ]
     model, stage = operate("llama", [0, 2], depth=4)
-    assert stage.loss(model, text)[0].item() == pytest.approx(sum(single) / 2, rel=1e-5)
+    assert stage.loss(model, {"input_ids": text})[0].item() == pytest.approx(sum(single) / 2, rel=1e-5)
 
 
 def test_a_layer_that_keeps_its_function_has_no_loss(operate):
     model, stage = operate("llama", [0, 1], depth=1, lambda_distance=0.0)
-    assert stage.loss(model, tokens(model, 2, 12))[0].item() < 1e-8
+    assert stage.loss(model, {"input_ids": tokens(model, 2, 12)})[0].item() < 1e-8
 
 
 def test_nothing_above_the_highest_replaced_layer_runs_and_nothing_twice(operate):
@@ -85,10 +86,10 @@ def test_nothing_above_the_highest_replaced_layer_runs_and_nothing_twice(operate
             block.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
         each.lm_head.register_forward_hook(lambda *_: calls.append("head"))
     text = tokens(model, 1, 8)
-    stage.loss(model, text)
+    stage.loss(model, {"input_ids": text})
     assert set(calls) == {0}  # not the MLP of layer 1
     calls.clear()
-    stage.loss(model, text)
+    stage.loss(model, {"input_ids": text})
     assert calls == []  # all from the cache
 
 
@@ -101,7 +102,7 @@ def test_it_learns_what_several_layers_did(family, operate):
     optimizer = torch.optim.AdamW(stage.parameters(model).values(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss, count, _ = stage.loss(model, text)
+        loss, count, _ = stage.loss(model, {"input_ids": text})
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
@@ -115,7 +116,7 @@ def test_it_trains_the_replaced_attention_and_nothing_else(operate):
     disturb_cores(model)
     part(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
-    stage.loss(model, tokens(model, 2, 12))[0].backward()
+    stage.loss(model, {"input_ids": tokens(model, 2, 12)})[0].backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in stage.parameters(model))
     assert all(parameter.grad is None for parameter in stage.workspace.original.parameters())
@@ -126,7 +127,7 @@ def test_it_works_in_a_bf16_model_with_fp32_masters(operate):
     model.bfloat16()  # and so the original, which shares the parameters
     part(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
-    loss, *_ = stage.loss(model, tokens(model, 2, 12))
+    loss, *_ = stage.loss(model, {"input_ids": tokens(model, 2, 12)})
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in stage.parameters(model).values())

@@ -1,0 +1,172 @@
+"""Instruction data: records -> prompts with responses. What makes blocks of them is `instruction_blocks`."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from registries.registry import UserError, nearest
+
+LossOn = Literal["response", "all"]
+TooLong = Literal["drop", "prompt", "response"]
+
+# The usual names of the columns, best first; a dot goes into a nested value.
+COLUMNS = {
+    "instruction": ("instruction", "question", "query"),
+    "input": ("input", "context", "instances.0.input"),
+    "response": ("output", "response", "answer", "completion", "instances.0.output"),
+}
+COMPLETE = "prompt"  # a column of this name holds whole prompts, which no template is put around
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the response to it. The name decides the split; `text` tells equal examples."""
+
+    name: str
+    prompt: str
+    response: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a record becomes a prompt: text with the names of fields in braces.
+
+    Args:
+        prompt: for records without an input.
+        prompt_with_input: for records with one.
+    """
+
+    prompt: str
+    prompt_with_input: str
+
+    def __call__(self, instruction: str, **others: str) -> str:
+        """The prompt of a record."""
+        chosen = self.prompt_with_input if others.get("input", "").strip() else self.prompt
+        return chosen.format(instruction=instruction, **others)
+
+
+@dataclass(frozen=True)
+class InstructionSettings:
+    """How examples become blocks.
+
+    Args:
+        loss_on: `response`: only its tokens count, with the end token; `all`: the prompt's too.
+        packing: several examples in a block, none of which sees another; else one example in each.
+        too_long: what happens to an example that is longer than a block: `drop` it, cut the start of its `prompt`, or
+            cut the end of its `response`. All of it is counted and told.
+    """
+
+    loss_on: LossOn
+    packing: bool
+    too_long: TooLong
+
+
+@dataclass(frozen=True)
+class InstructionData:
+    """What an instruction dataset gives.
+
+    Args:
+        examples: by split, and all in order under `all`.
+        template: that made the prompts.
+        settings: how they become blocks.
+        no_response: records that were left out since they have no response.
+    """
+
+    examples: Mapping[str, Sequence[Example]]
+    template: Template
+    settings: InstructionSettings
+    no_response: int = 0
+
+
+def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
+    """A message for each name in the template that is no field of the records."""
+    errors = []
+    for key, text in (("prompt", template.prompt), ("prompt_with_input", template.prompt_with_input)):
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        except ValueError as error:
+            errors.append(f"dataset.{key} is no template: {error}; a brace of its own is written twice")
+            continue
+        errors += [
+            f"dataset.{key} names {{{name}}}, which is no field of the records{nearest(name, fields)} Allowed: "
+            f"{', '.join(fields)}; dataset.fields names more"
+            for name in names
+            if name not in fields
+        ]
+    return errors
+
+
+def read_examples(
+    rows: Sequence[Mapping[str, Any]], label: str, fields: Mapping[str, str] | None, template: Template
+) -> tuple[list[Example], int]:
+    """The examples of the rows of a table, and how many rows had no response.
+
+    Args:
+        fields: field -> column, where that is not one of the usual names (`COLUMNS`).
+
+    Raises:
+        UserError: a column is not there.
+    """
+    if not rows:
+        return [], 0
+    places = _columns(rows[0], fields or {}, label)
+    examples = []
+    for index, row in enumerate(rows):
+        values = {field: _text(row, column, f"{label}:{index}") for field, column in places.items()}
+        response = values.pop("response")
+        if response.strip():
+            prompt = values[COMPLETE] if COMPLETE in values else template(**values)
+            examples.append(Example(f"{label}:{index}", prompt, response))
+    return examples, len(rows) - len(examples)
+
+
+def _columns(row: Mapping[str, Any], fields: Mapping[str, str], label: str) -> dict[str, str]:
+    """Field -> column of a table, from its first row."""
+    places, missing = {}, []
+    if COMPLETE in row and "instruction" not in fields:
+        wanted = {COMPLETE: (COMPLETE,), "response": COLUMNS["response"]}
+    else:
+        wanted = dict(COLUMNS)
+    for field, column in fields.items():
+        wanted[field] = (column,)
+    for field, columns in wanted.items():
+        found = next((column for column in columns if _value(row, column) is not _ABSENT), None)
+        if found is not None:
+            places[field] = found
+        elif field != "input" or field in fields:
+            missing.append(
+                f"{label} has no column for the {field} (looked for {', '.join(columns)}); it has "
+                f"{', '.join(map(str, row))}. Name it: dataset.fields.{field}=<column>"
+            )
+    if missing:
+        raise UserError(missing)
+    return places
+
+
+_ABSENT = object()
+
+
+def _value(row: Any, column: str) -> Any:
+    """The value at a dotted path through mappings and lists."""
+    for key in column.split("."):
+        try:
+            row = row[int(key)] if isinstance(row, Sequence) and not isinstance(row, str) else row[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return _ABSENT
+    return row
+
+
+def _text(row: Mapping[str, Any], column: str, label: str) -> str:
+    value = _value(row, column)
+    if value is None or value is _ABSENT:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{label}: column {column!r} holds {type(value).__name__}, not text; name another one")
+    return value

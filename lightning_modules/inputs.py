@@ -1,0 +1,37 @@
+"""What of a batch goes into a model, and what of it names its activations.
+
+A batch holds `input_ids` (batch, length). Where its rows hold several examples that must not see each other, it also
+holds `position_ids`, which start anew with each: transformers masks accordingly where no attention mask is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def rows_of(tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """Everything that a model reads: (batch, length) tokens, or (batch, length, 2) tokens and positions."""
+    return tokens if positions is None else torch.stack([tokens, positions], dim=-1)
+
+
+def batch_rows(batch: Mapping[str, Tensor]) -> Tensor:
+    """The rows of a batch."""
+    return rows_of(batch["input_ids"], batch.get("position_ids"))
+
+
+def model_inputs(rows: Tensor) -> dict[str, Tensor]:
+    """The keyword arguments of a model's forward pass for rows."""
+    if rows.dim() == 2:
+        return {"input_ids": rows}
+    return {"input_ids": rows[..., 0], "position_ids": rows[..., 1]}
+
+
+def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """(batch, length) tokens as labels, unshifted; -100 where a token is not scored."""
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    if labels is not None:
+        return labels
+    return batch["input_ids"] if mask is None else batch["input_ids"].masked_fill(mask == 0, -100)

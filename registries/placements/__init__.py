@@ -1,0 +1,139 @@
+"""LoRA placements: which linear layers get low-rank additions, and of what rank. One file per component.
+
+A placement is a callable from a model and its own options to a table of `Row`s. It reads the model's config alone, so
+that a placement is known, and checked, before any weights are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from registries.architectures import architecture_of, linear_sizes, resolve_roles, shape_of
+from registries.layers import resolve_layers
+from registries.registry import UserError
+
+LayerSpec = str | int | list[int]
+Variant = Literal["lora", "rslora", "dora"]
+Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"]
+
+# These take what the additions start with out of the frozen weights; so frozen weights change, in their own dtype.
+CHANGES_WEIGHTS = ("pissa", "olora", "lora_ga")
+NEEDS_DATA = ("eva", "lora_ga")
+
+
+class Row(NamedTuple):
+    """One line of a placement's table.
+
+    Attributes:
+        module: full name of a linear layer.
+        role: what it does, `attention.query` for example.
+        layer: index of the block that it is in.
+        rank: of its addition.
+        parameters: that this makes trainable.
+    """
+
+    module: str
+    role: str
+    layer: int
+    rank: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer that can get an addition. `weight` is its share of a rank that a budget decides."""
+
+    module: str
+    role: str
+    layer: int
+    inputs: int
+    outputs: int
+    weight: float = 1.0
+
+    @property
+    def max_rank(self) -> int:
+        """The rank above which an addition can express no more."""
+        return min(self.inputs, self.outputs)
+
+    def row(self, rank: int, variant: Variant) -> Row:
+        """Its line in the table: (inputs + outputs) parameters per rank, and DoRA's magnitude of every output."""
+        parameters = rank * (self.inputs + self.outputs) + (self.outputs if variant == "dora" else 0)
+        return Row(self.module, self.role, self.layer, rank, parameters)
+
+
+class Placement(Protocol):
+    """What a placement is. A parameter `scores` asks for a score of every linear layer, measured on the data."""
+
+    def __call__(self, model: Any, **options: Any) -> list[Row]:
+        """The table for a model (or whatever has its `config`).
+
+        Raises:
+            UserError: an option that this model does not allow.
+        """
+        ...
+
+
+def linears(model: Any, roles: Sequence[str], layers: LayerSpec = "all") -> list[Linear]:
+    """The linear layers of a model that play these roles in these layers, block by block.
+
+    Args:
+        model: whatever has a `config` of a known family.
+        roles: roles or prefixes of them.
+
+    Raises:
+        UserError: a role that the family does not have, or a layer that the model does not have.
+    """
+    shape = shape_of(model.config)
+    architecture, sizes = architecture_of(shape.family), linear_sizes(shape)
+    return [
+        Linear(f"{architecture.blocks}.{layer}.{architecture.roles[role]}", role, layer, *sizes[role])
+        for layer in resolve_layers(layers, shape.num_layers)
+        for role in resolve_roles(architecture, roles)
+    ]
+
+
+def ranked(candidates: Sequence[Linear], rank: int, budget: int | None, variant: Variant) -> list[Row]:
+    """The table of these linear layers.
+
+    Args:
+        rank: of every addition, times the layer's weight.
+        budget: trainable parameters; they decide the rank in its place: the largest that does not exceed them.
+
+    Raises:
+        UserError: a rank above a layer's width; a budget below that of rank 1 or above that of full rank.
+    """
+    if budget is None:
+        for linear in candidates:
+            wanted = int(rank * linear.weight)
+            if wanted > linear.max_rank:
+                raise UserError(
+                    f"placement.rank={wanted} is above the width of {linear.module} ({linear.inputs} to "
+                    f"{linear.outputs}): allowed are 1 to {linear.max_rank}"
+                )
+        return _rows(candidates, rank, variant)
+    # Ranks grow where one of them passes a whole number.
+    steps = sorted({step / linear.weight for linear in candidates for step in range(1, linear.max_rank + 1)})
+    smallest, largest = (_total(_rows(candidates, step, variant)) for step in (steps[0], steps[-1]))
+    if not smallest <= budget <= largest:
+        raise UserError(
+            f"placement.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
+            f"{largest:,}. The nearest is placement.budget={smallest if budget < smallest else largest}; fewer roles "
+            "or layers take less"
+        )
+    fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant)))
+    return _rows(candidates, steps[fitting - 1], variant)
+
+
+def _rows(candidates: Sequence[Linear], rank: float, variant: Variant) -> list[Row]:
+    """The table at a common rank, times the weights, between 1 and the widths."""
+    tiny = 1e-9  # a step divided and multiplied by a weight again must not fall below the whole number it was
+    return [
+        linear.row(min(linear.max_rank, max(1, int(rank * linear.weight + tiny))), variant) for linear in candidates
+    ]
+
+
+def _total(rows: Sequence[Row]) -> int:
+    return sum(row.parameters for row in rows)

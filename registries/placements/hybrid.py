@@ -1,0 +1,54 @@
+"""Different roles and ranks in different layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+
+from registries import PLACEMENTS
+from registries.placements import LayerSpec, Linear, Row, Variant, linears, ranked
+from registries.registry import UserError, signature_errors
+
+
+def part(
+    roles: list[str],
+    layers: LayerSpec,
+    rank: Annotated[int, Ge(1)],
+) -> None:
+    """The keys of one of `placement.parts`."""
+
+
+def _check(parts: list[dict[str, Any]]) -> list[str]:
+    return [
+        message
+        for index, keys in enumerate(parts)
+        for message in signature_errors(part, dict(keys), f"placement.parts[{index}]")
+    ]
+
+
+@PLACEMENTS.register("hybrid", check=_check)
+def hybrid(
+    model: Any,
+    parts: Annotated[list[dict[str, Any]], MinLen(1)],
+    budget: Annotated[int, Ge(1)] | None = None,
+    variant: Variant = "lora",
+) -> list[Row]:
+    """Roles and ranks by range of layers.
+
+    Args:
+        model: whatever has the model's `config`.
+        parts: each with `roles`, `layers` (a layer spec) and `rank`; a later one overrides an earlier one.
+        budget: trainable parameters; the ranks of all parts are scaled by one factor to meet them.
+        variant: whose parameters are counted.
+    """
+    errors = _check(parts)
+    if errors:
+        raise UserError(errors)
+    found: dict[str, Linear] = {}
+    for keys in parts:
+        for linear in linears(model, keys["roles"], keys["layers"]):
+            found[linear.module] = replace(linear, weight=float(keys["rank"]))
+    in_order = sorted(found.values(), key=lambda linear: linear.layer)
+    return ranked(in_order, 1, budget, variant)

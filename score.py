@@ -20,7 +20,6 @@ def score(cfg: Any) -> dict[str, Any]:
         continuation.
     """
     from data_modules import build_data_module
-    from data_modules.token_cache import tensors_sha256
     from lightning_modules.building import load_language_model, load_module, plain
     from lightning_modules.options import build_source
     from lightning_modules.samples import continue_texts
@@ -44,12 +43,12 @@ def score(cfg: Any) -> dict[str, Any]:
         options = {key: cfg[key] for key in ("task_path", "limit", "num_fewshot")}
         return run_tasks(module, cfg["tasks"], **options, batch_size=cfg["dataset"]["batch_size"])
     data = build_data_module(cfg, tokenizer)
-    blocks = data.blocks(cfg["split"])
+    counts = data.counts(cfg["split"])
     module = module or load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
     scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
-    scored = {"split": cfg["split"], "blocks": len(blocks), "tokens": blocks.shape[0] * (blocks.shape[1] - 1)}
-    return {**scores, "dataset": data.name, "sha256": tensors_sha256({"blocks": blocks}), **scored}
+    scored = {"split": cfg["split"], "blocks": counts["blocks"], "tokens": counts["scored"]}
+    return {**scores, "dataset": data.name, "sha256": data.sha256(cfg["split"]), **scored}
 
 
 def job(cfg: Any) -> float:

@@ -22,17 +22,21 @@ def run(cfg: Any) -> dict[str, Any]:
     from registries.plugins import import_plugins
     from studies.controls import control_config
     from studies.display import say
+    from studies.sweep import note_job
 
     cfg = plain(cfg)
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
     controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
-    folder = _run_study(cfg, controls)
+    folder = _run_study(cfg, controls, note_job)
     say(str(folder.path))
     return folder.result
 
 
-def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None) -> Any:
-    """Run one study, or find it done, and compare it with its controls (name -> folder). Returns its folder."""
+def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, opened: Any = None) -> Any:
+    """Run one study, or find it done, and compare it with its controls (name -> folder). Returns its folder.
+
+    `opened` is told the path of the folder before anything is run.
+    """
     from lightning import seed_everything
 
     from data_modules import build_data_module
@@ -47,6 +51,8 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None) -> A
     tokenizer = source.tokenizer()
     data = build_data_module(cfg, tokenizer)
     folder = open_run(cfg, data.describe())
+    if opened is not None:
+        opened(folder.path)
     if folder.result["status"] in ("finished", "skipped"):
         say(f"{folder.path.name} has finished before")
         return folder

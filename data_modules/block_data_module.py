@@ -34,10 +34,9 @@ from registries.registry import UserError
 log = logging.getLogger(__name__)
 
 WHAT_HAPPENED = {
-    "dropped": "are longer than a block and were left out (dataset.too_long keeps more, dataset.block_size all)",
+    "dropped": "are longer than a block and were left out (a larger dataset.block_size keeps them)",
     "cut prompts": "are longer than a block: their prompts lost their beginnings",
     "cut responses": "are longer than a block: their responses lost their ends",
-    "without a response": "have no response and were left out",
 }
 
 # Which blocks there are does not depend on the run's seed, only the order in which training sees them does: all seeds
@@ -79,7 +78,7 @@ class BlockDataModule(LightningDataModule):
 
     @property
     def train_blocks(self) -> torch.Tensor:
-        """(blocks, block_size): the first `train_size` ones, with the documents in random order."""
+        """(blocks, block_size): the first `train_size` ones (examples of instruction data), in random order."""
         return self.blocks("train")
 
     @property
@@ -107,7 +106,7 @@ class BlockDataModule(LightningDataModule):
 
     def as_prompt(self, text: str) -> str:
         """A text as a model is given it to continue: put into the template of instruction data."""
-        return self._source.template(instruction=text) if isinstance(self._source, InstructionData) else text
+        return self._source.as_prompt(text) if isinstance(self._source, InstructionData) else text
 
     @cached_property
     def token_bytes(self) -> torch.Tensor | None:
@@ -121,12 +120,12 @@ class BlockDataModule(LightningDataModule):
         return {**(groups or {}), **(doubling_groups(block_size) if self.settings.loss_by_position else {})}
 
     def describe(self) -> dict[str, Any]:
-        """Name, sha256 of the tokens used, blocks, tokens and bytes per split, and the warnings.
+        """Name, sha256 of the tokens used, blocks, tokens, scored tokens and bytes per split, and the warnings.
 
         Bytes are None for a synthetic dataset, whose tokens stand for no text. Instruction data has the number of
-        `examples` beside, and of the `scored` tokens.
+        `examples` beside.
         """
-        counts = {split: self._counts(self._packed(split)) for split in SPLITS}
+        counts = {split: self.counts(split) for split in SPLITS}
         return {"name": self.name, "sha256": self.sha256(*SPLITS), **counts, "warnings": list(self.warnings)}
 
     def sha256(self, *splits: str) -> str:
@@ -139,13 +138,16 @@ class BlockDataModule(LightningDataModule):
                 content |= {f"{split} labels": blocks.labels, f"{split} documents": blocks.documents}
         return tensors_sha256(content)
 
-    def _counts(self, pack: Blocks) -> dict[str, int | None]:
-        real = pack.tokens[pack.documents >= 0]
+    def counts(self, split: str) -> dict[str, int | None]:
+        """Blocks, tokens, scored tokens and bytes of a split; see `describe`."""
+        blocks = self._packed(split)
+        real = blocks.tokens[blocks.documents >= 0]
         size = None if self.token_bytes is None else int(self.token_bytes[real].sum())
-        counts = {"blocks": len(pack), "tokens": real.numel(), "bytes": size}
-        if pack.labels is not None:
-            counts["examples"] = len(pack.documents.unique()) - bool((pack.documents < 0).any())
-            counts["scored"] = int((pack.labels[:, 1:] != IGNORED).sum())
+        labels = blocks.tokens if blocks.labels is None else blocks.labels
+        scored = int((labels[:, 1:] != IGNORED).sum())
+        counts = {"blocks": len(blocks), "tokens": real.numel(), "scored": scored, "bytes": size}
+        if blocks.labels is not None:
+            counts["examples"] = len(blocks.documents.unique()) - bool((blocks.documents < 0).any())
         return counts
 
     def prepare_data(self) -> None:
@@ -191,7 +193,10 @@ class BlockDataModule(LightningDataModule):
 
     @cached_property
     def _source(self) -> Mapping[str, Any] | InstructionData | SyntheticDataset:
-        return self._build_source()
+        source = self._build_source()
+        for message in source.notes if isinstance(source, InstructionData) else ():
+            self._warn(f"dataset {self.name!r}: {message}")
+        return source
 
     @property
     def _is_synthetic(self) -> bool:
@@ -238,15 +243,16 @@ class BlockDataModule(LightningDataModule):
         """Blocks of the split's examples: of training at random, of the others spread over all; what is cut is told."""
         data, block_size = self._source, self.settings.block_size
         encoded = encode(data.examples[split], self.tokenizer, data.settings, block_size)
-        counts = {**encoded.counts, **({"without a response": data.no_response} if split == "train" else {})}
-        for what, count in counts.items():
-            if count:
-                self._warn(f"dataset {self.name!r}: {count} {split} examples {WHAT_HAPPENED.get(what, what)}")
+        for what, count in encoded.counts.items():
+            self._warn(f"dataset {self.name!r}: {count} {split} examples {WHAT_HAPPENED[what]}")
         rows = encoded.rows
+        if not data.examples[split]:
+            raise UserError(f"dataset {self.name!r} has no {split} examples: give it more records")
         if not rows:
             raise UserError(
                 f"dataset {self.name!r} has no {split} example that fits into {block_size} tokens "
-                f"({len(data.examples[split])} do not): set dataset.block_size to more, or dataset.too_long=response"
+                f"({len(data.examples[split])} do not, with dataset.too_long={data.settings.too_long}): set "
+                "dataset.block_size to more"
             )
         if size is not None and size > len(rows):
             self._warn(f"dataset {self.name!r} has {len(rows)} {split} examples, not {size}")

@@ -48,7 +48,8 @@ def encode(examples: Sequence[Example], tokenizer: Any, settings: InstructionSet
         answer = [*response, *end]
         over = len(prompt) + len(answer) - block_size
         if over > 0:
-            kept = _shortened(prompt, answer, over, settings.too_long)
+            start = [token for token in prompt[:1] if token == tokenizer.bos_token_id]
+            kept = _shortened(prompt, answer, over, settings.too_long, len(start))
             if kept is None:
                 counts["dropped"] += 1
                 continue
@@ -60,10 +61,15 @@ def encode(examples: Sequence[Example], tokenizer: Any, settings: InstructionSet
     return Encoded(rows, counts)
 
 
-def _shortened(prompt: list[int], answer: list[int], over: int, how: TooLong) -> tuple[list[int], list[int]] | None:
-    """Prompt and answer without `over` tokens; None where that would leave nothing of one of them."""
-    if how == "prompt" and over < len(prompt):
-        return prompt[over:], answer
+def _shortened(
+    prompt: list[int], answer: list[int], over: int, how: TooLong, keep: int
+) -> tuple[list[int], list[int]] | None:
+    """Prompt and answer without `over` tokens; None where that would leave nothing of one of them.
+
+    The first `keep` tokens of the prompt stay: a model rests on its start token.
+    """
+    if how == "prompt" and over < len(prompt) - keep:
+        return prompt[:keep] + prompt[keep + over :], answer
     if how == "response" and over < len(answer):
         return prompt, answer[:-over]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from registries.registry import UserError, nearest
 LossOn = Literal["response", "all"]
 TooLong = Literal["drop", "prompt", "response"]
 
-# The usual names of the columns, best first; a dot goes into a nested value.
+# The usual names of the columns, best first; a dot goes into a nested value. `read_examples` looks at every row.
 COLUMNS = {
     "instruction": ("instruction", "question", "query"),
     "input": ("input", "context", "instances.0.input"),
@@ -23,7 +24,7 @@ COMPLETE = "prompt"  # a column of this name holds whole prompts, which no templ
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the response to it. The name decides the split; `text` tells equal examples."""
+    """A prompt and the response to it. The name decides the split; those of one prompt (`text`) go together."""
 
     name: str
     prompt: str
@@ -31,7 +32,7 @@ class Example:
 
     @property
     def text(self) -> str:
-        return self.prompt + self.response
+        return self.prompt
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Template:
     prompt: str
     prompt_with_input: str
 
-    def __call__(self, instruction: str, **others: str) -> str:
-        """The prompt of a record."""
-        chosen = self.prompt_with_input if others.get("input", "").strip() else self.prompt
-        return chosen.format(instruction=instruction, **others)
+    def __call__(self, **fields: str) -> str:
+        """The prompt of a record; a field that it does not have is empty."""
+        chosen = self.prompt_with_input if fields.get("input", "").strip() else self.prompt
+        return chosen.format_map(defaultdict(str, fields))
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,19 @@ class InstructionData:
 
     Args:
         examples: by split, and all in order under `all`.
-        template: that made the prompts.
+        template: that made the prompts; None where the records hold whole prompts.
         settings: how they become blocks.
-        no_response: records that were left out since they have no response.
+        notes: what the user should know of records that were left out, one line each.
     """
 
     examples: Mapping[str, Sequence[Example]]
-    template: Template
+    template: Template | None
     settings: InstructionSettings
-    no_response: int = 0
+    notes: Sequence[str] = ()
+
+    def as_prompt(self, instruction: str) -> str:
+        """An instruction as the prompts of this data are written."""
+        return self.template(instruction=instruction) if self.template else instruction
 
 
 def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
@@ -94,19 +99,29 @@ def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
         except ValueError as error:
             errors.append(f"dataset.{key} is no template: {error}; a brace of its own is written twice")
             continue
+        strange = [name for name in names if name not in fields]
         errors += [
             f"dataset.{key} names {{{name}}}, which is no field of the records{nearest(name, fields)} Allowed: "
             f"{', '.join(fields)}; dataset.fields names more"
-            for name in names
-            if name not in fields
+            for name in strange
         ]
+        if strange:
+            continue
+        if not names:
+            errors.append(f"dataset.{key}={text!r} names no field: every prompt would be the same. Use {{instruction}}")
+        try:
+            text.format_map(dict.fromkeys(names, "text"))  # other than the names: what stands after them
+        except (ValueError, KeyError, IndexError, AttributeError) as error:
+            errors.append(
+                f"dataset.{key}={text!r} is no template: {error}; names in braces stand alone, {{instruction}}"
+            )
     return errors
 
 
 def read_examples(
     rows: Sequence[Mapping[str, Any]], label: str, fields: Mapping[str, str] | None, template: Template
-) -> tuple[list[Example], int]:
-    """The examples of the rows of a table, and how many rows had no response.
+) -> tuple[list[Example], int, bool]:
+    """The examples of the rows of a table, how many rows had no response, and whether prompts were whole.
 
     Args:
         fields: field -> column, where that is not one of the usual names (`COLUMNS`).
@@ -115,22 +130,30 @@ def read_examples(
         UserError: a column is not there.
     """
     if not rows:
-        return [], 0
-    places = _columns(rows[0], fields or {}, label)
+        return [], 0, False
+    places = _columns(max(rows, key=_filled), fields or {}, label)
     examples = []
     for index, row in enumerate(rows):
         values = {field: _text(row, column, f"{label}:{index}") for field, column in places.items()}
         response = values.pop("response")
         if response.strip():
-            prompt = values[COMPLETE] if COMPLETE in values else template(**values)
+            prompt = values[COMPLETE] if COMPLETE in places else template(**values)
             examples.append(Example(f"{label}:{index}", prompt, response))
-    return examples, len(rows) - len(examples)
+    return examples, len(rows) - len(examples), COMPLETE in places
+
+
+def _filled(row: Mapping[str, Any]) -> int:
+    """How many of a row's columns hold something: the fullest row tells best what columns there are."""
+    return sum(1 for value in row.values() if value)
 
 
 def _columns(row: Mapping[str, Any], fields: Mapping[str, str], label: str) -> dict[str, str]:
-    """Field -> column of a table, from its first row."""
+    """Field -> column of a table, from one of its rows."""
     places, missing = {}, []
-    if COMPLETE in row and "instruction" not in fields:
+    has_instruction = "instruction" in fields or any(
+        _value(row, each) is not _ABSENT for each in COLUMNS["instruction"]
+    )
+    if COMPLETE in fields or (COMPLETE in row and not has_instruction):
         wanted = {COMPLETE: (COMPLETE,), "response": COLUMNS["response"]}
     else:
         wanted = dict(COLUMNS)

@@ -57,8 +57,10 @@ def read_path(
     return by_split(path, lambda file, root: read_file(file, root, field, rows_are_lines, encoding))
 
 
-def by_split(path: str, read: Callable[[Path, Path], list[T]]) -> dict[str, list[T]]:
-    """What `read(file, root)` gives for the files of a file or folder, by split; see `read_path`.
+def by_split(
+    path: str, read: Callable[[Path, Path], list[T]], suffixes: Sequence[str] = (*TEXT_SUFFIXES, *TABLE_FORMATS)
+) -> dict[str, list[T]]:
+    """What `read(file, root)` gives for the files (with these suffixes) of a file or folder, by split; see `read_path`.
 
     Raises:
         UserError: nothing there to read.
@@ -67,7 +69,7 @@ def by_split(path: str, read: Callable[[Path, Path], list[T]]) -> dict[str, list
     if errors:
         raise UserError(errors)
     root = Path(path).expanduser()
-    files = _files(root)
+    files = _files(root, suffixes)
     named = _named_splits(root, files)
 
     def read_all(some: list[Path]) -> list[T]:
@@ -153,10 +155,9 @@ def _join_short(pieces: Iterable[str], length: int) -> list[str]:
     return ["".join(parts) for parts in joined]
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
     if root.is_file():
         return [root]
-    suffixes = (*TEXT_SUFFIXES, *TABLE_FORMATS)
     files = sorted(
         file
         for file in root.rglob("*")

@@ -95,7 +95,8 @@ def _place(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule
 
     scores = []
     if "scores" in parameters(PLACEMENTS.get(name)):
-        candidates = linears(model, ["attention", "mlp"])
+        roles = cfg["placement"].get("roles") or ["attention", "mlp"]
+        candidates = linears(model, roles, cfg["placement"].get("layers", "all"))
         torch.manual_seed(cfg["seed"])
         measured = measure_scores(cfg["placement"]["score"], model, candidates, training_batches(), _mean_loss)
         arguments["scores"], scores = measured, [(linear, measured[linear.module]) for linear in candidates]

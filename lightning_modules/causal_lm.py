@@ -15,7 +15,7 @@ from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
-from lightning_modules.placement import Placed
+from lightning_modules.placement import Placed, train_dropouts
 from lightning_modules.stages import Stage, blocks_per_pass
 from lightning_modules.surgery import Surgery, part, thaw, twin
 from registries import UserError
@@ -119,6 +119,7 @@ class CausalLMModule(LightningModule):
 
     def on_train_start(self) -> None:
         _set_modes(self.model)
+        train_dropouts(self.model)
         self.original.eval()
         if self.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -165,15 +166,16 @@ class CausalLMModule(LightningModule):
         self.scores["all"].update(logits, labels, nll)
         if "documents" in batch:
             self.documents.update(nll, labels, batch["documents"])
+        places = batch.get("position_ids", torch.arange(labels.shape[1], device=labels.device).expand_as(labels))
         for name, targets in self.position_groups.items():
-            grouped = torch.full_like(labels, -100)
-            grouped[:, 1:][:, targets] = labels[:, 1:][:, targets]
-            self.scores[name].update(logits, grouped)
+            inside = (places - 1 >= targets.start) & (places - 1 < targets.stop)  # target i is token i + 1
+            self.scores[name].update(logits, labels.masked_fill(~inside, IGNORED))
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{key}": value for key, value in self.scores["all"].compute().items()}
         for name in self.position_groups:
-            values[f"val/loss_{name}"] = self.scores[name].compute()["loss"]
+            if self.scores[name].tokens:  # short examples have no late positions
+                values[f"val/loss_{name}"] = self.scores[name].compute()["loss"]
         self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
 
     # Checkpoints

@@ -89,22 +89,27 @@ def model_identity(model: nn.Module) -> dict[str, str]:
     return {"weights": tensors_sha256(dict(model.named_parameters())), "config": digest}
 
 
-class CallsByShape:
-    """How a model calls some of its modules on texts of a shape, as far as that does not depend on the tokens.
+class Calls:
+    """How a model calls some of its modules, as far as that does not depend on the tokens.
 
-    Nothing of it does, as blocks have no padding; so one forward pass per shape tells it.
+    For texts that are read through, one forward pass per shape tells it; where examples are kept apart, each batch has
+    masks and rotary codes of its own.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]):
         self.model, self.paths = model, list(paths)
         self._known: dict[tuple[int, ...], dict[str, Call]] = {}
 
-    def __call__(self, input_ids: Tensor) -> dict[str, Call]:
-        """Module name -> its call, for texts of the shape of `input_ids` (batch, length)."""
-        if input_ids.shape not in self._known:
-            records = record_calls(self.model, self.paths, input_ids)
-            self._known[input_ids.shape] = {path: record.call for path, record in records.items()}
-        return self._known[input_ids.shape]
+    def __call__(self, rows: Tensor) -> dict[str, Call]:
+        """Module name -> its call, for these rows."""
+        if rows.dim() == 3:
+            return self._recorded(rows)
+        if rows.shape not in self._known:
+            self._known[rows.shape] = self._recorded(rows)
+        return self._known[rows.shape]
+
+    def _recorded(self, rows: Tensor) -> dict[str, Call]:
+        return {path: record.call for path, record in record_calls(self.model, self.paths, rows).items()}
 
 
 class FrozenStates:

@@ -18,7 +18,7 @@ from registries.architectures import architecture_of, shape_of
 EARLY_WEIGHT = 10.0
 
 
-def relative_error(output: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+def relative_error(output: Tensor, target: Tensor, scale: Tensor, places: Tensor | None = None) -> Tensor:
     """w_t |output - target|^2 / |scale|^2 of the token at position t, with w_t = 1 + EARLY_WEIGHT / (1 + t).
 
     Relative to each token's own size, as otherwise the few tokens with huge outputs are all that counts. Early
@@ -27,14 +27,15 @@ def relative_error(output: Tensor, target: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         output, target, scale: (batch, length, hidden).
+        places: (batch, length) of the tokens in their texts; None: in the blocks.
 
     Returns:
         (batch, length) in fp32.
     """
     error = (output.float() - target.float()).square().sum(-1)
     relative = error / scale.float().square().sum(-1).clamp_min(1e-12)
-    positions = torch.arange(relative.shape[1], device=relative.device)
-    return relative * (1 + EARLY_WEIGHT / (1 + positions))
+    places = torch.arange(relative.shape[1], device=relative.device) if places is None else places
+    return relative * (1 + EARLY_WEIGHT / (1 + places))
 
 
 class AttentionWeights:
@@ -58,13 +59,13 @@ class AttentionWeights:
         """Run a replaced layer on hidden states.
 
         Returns:
-            Its output, and KL(original's weights || its own) summed over tokens and averaged over heads.
+            Its output, and KL(original's weights || its own) averaged over heads, (batch, length).
         """
         with torch.no_grad():
             _, theirs = _with_weights(self.originals[layer].to(hidden.device), call, hidden)
         output, ours = _with_weights(attention, call, hidden)
         divergence = theirs * (theirs.clamp_min(1e-12).log() - ours.clamp_min(1e-12).log())
-        return output, divergence.sum(-1).mean(1).sum()
+        return output, divergence.sum(-1).mean(1)
 
 
 def _with_weights(attention: nn.Module, call: Call, hidden: Tensor) -> tuple[Tensor, Tensor]:

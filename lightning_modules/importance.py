@@ -1,6 +1,7 @@
 """Scores of linear layers: what LoRA there is worth, measured on a few batches before any training.
 
-All of them are values of one trainable parameter, so that layers of different sizes compare.
+`gradient` and `fisher` are what one trainable parameter is worth, so that layers of different sizes compare;
+`feature_norm` tells how a layer fits its inputs, whatever its size.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.inputs import batch_rows, model_inputs
-from lightning_modules.placement import ADAPTER, place
+from lightning_modules.placement import ADAPTER, lora_parameters, place
 from lightning_modules.surgery import twin
 from registries.placements import Linear
 from registries.placements.importance import Score
@@ -54,11 +55,12 @@ def _gradients(
     No gradient of a whole weight is ever held.
     """
     probe = twin(model)
-    place(probe, [linear.row(min(PROBE_RANK, linear.max_rank), "lora") for linear in linears], alpha=float(PROBE_RANK))
-    layers = {linear: probe.get_submodule(linear.module).lora_B[ADAPTER].weight for linear in linears}
-    for weight in layers.values():
-        weight.data = weight.data.float()
-        weight.requires_grad_(True)
+    ranks = {linear: min(PROBE_RANK, linear.max_rank) for linear in linears}
+    place(probe, [linear.row(rank, "lora") for linear, rank in ranks.items()])
+    for parameter in lora_parameters(probe).values():
+        parameter.data = parameter.data.float()
+    modules = {linear: probe.get_submodule(linear.module) for linear in linears}
+    layers = {linear: module.lora_B[ADAPTER].weight.requires_grad_(True) for linear, module in modules.items()}
     sums = {linear: torch.zeros_like(weight) for linear, weight in layers.items()}
     squares, blocks = dict.fromkeys(layers, 0.0), 0
     for batch in batches:
@@ -69,7 +71,11 @@ def _gradients(
                 squares[linear] += weight.grad.square().sum().item()
                 sums[linear] += weight.grad
                 weight.grad = None
-    size = {linear: PROBE_RANK * (linear.inputs + linear.outputs) for linear in linears}
+    # Per parameter, and as if additions were not scaled.
+    size = {
+        linear: rank * (linear.inputs + linear.outputs) * modules[linear].scaling[ADAPTER] ** 2
+        for linear, rank in ranks.items()
+    }
     mean = {linear.module: (sums[linear] / blocks).square().sum().item() / size[linear] for linear in linears}
     return mean, {linear.module: squares[linear] / blocks / size[linear] for linear in linears}
 

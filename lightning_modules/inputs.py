@@ -29,6 +29,13 @@ def model_inputs(rows: Tensor) -> dict[str, Tensor]:
     return {"input_ids": rows[..., 0], "position_ids": rows[..., 1]}
 
 
+def is_real(batch: Mapping[str, Tensor]) -> Tensor:
+    """(batch, length): whether a token is of a text, and no filling."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"] > 0
+    return batch.get("documents", torch.zeros_like(batch["input_ids"])) >= 0
+
+
 def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
     """(batch, length) tokens as labels, unshifted; -100 where a token is not scored."""
     labels, mask = batch.get("labels"), batch.get("attention_mask")

@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.frozen import FrozenPrefix
-from lightning_modules.inputs import batch_rows, model_inputs, rows_of, scored_labels
+from lightning_modules.inputs import batch_rows, model_inputs, scored_labels
 from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.stages import Loss, Workspace
 from lightning_modules.teacher import Teacher, final_states, output_logits
@@ -43,7 +43,7 @@ class EndToEnd:
         self.prefix = FrozenPrefix(model, workspace)
         self.teacher = Teacher(workspace, teacher) if objective == "kl" else None
         for part in filter(None, (self.prefix, self.teacher)):
-            part.reserve(rows_of(workspace.train_blocks, workspace.train_positions), visits)
+            part.reserve(workspace.train_rows(), visits)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The loss of a batch, summed over its scored tokens."""

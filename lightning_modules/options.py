@@ -12,7 +12,7 @@ from lightning_modules.optimizers import OPTIMIZERS, Schedule
 from registries import ATTENTION, MODELS, PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
-from registries.placements import CHANGES_WEIGHTS, Init, Variant, linears
+from registries.placements import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
 from registries.registry import parameters, signature_errors
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -117,8 +117,9 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
         return []
     shared, _ = split(cfg["placement"], placement_options)
     arguments = placement_arguments(cfg)
+    own = {key: value for key, value in arguments.items() if key not in shared}
     errors = signature_errors(placement_options, shared, f"placement {name!r}")
-    errors += PLACEMENTS.check(name, arguments, {"model", "scores"})
+    errors += PLACEMENTS.check(name, own, {"model", "scores", "variant"})
     if shared.get("init") in CHANGES_WEIGHTS and cfg["model"]["dtype"] not in ("auto", "float32"):
         errors.append(
             f"placement.init={shared['init']} takes its start out of the frozen weights, which would lose it to "
@@ -131,10 +132,10 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     try:
         if "scores" in parameters(PLACEMENTS.get(name)):
             arguments["scores"] = {linear.module: 1.0 for linear in linears(stand_in, ["attention", "mlp"])}
-        PLACEMENTS.build(name, model=stand_in, **arguments)
+        rows = PLACEMENTS.build(name, model=stand_in, **arguments)
     except UserError as error:
         return error.messages
-    return []
+    return init_errors(stand_in, rows, shared.get("init", "kaiming"))
 
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:

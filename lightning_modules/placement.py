@@ -6,7 +6,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def place(
         eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # rho 1 keeps the ranks that the table tells
         lora_ga_config=LoraGAConfig() if init == "lora_ga" else None,
     )
-    found = _from_inputs(model, config, batches) if init == "eva" else {}
+    found = _from_inputs(model, config, rows, batches) if init == "eva" else {}
     if init == "lora_ga":
         _measure_gradients(model, config, batches, loss)
     with warnings.catch_warnings():
@@ -99,27 +99,60 @@ def place(
     with torch.no_grad():
         for module, directions in found.items():
             model.get_submodule(module).lora_A[ADAPTER].weight.copy_(directions)
+        if init == "orthogonal":  # drawn anew in float32: rounded matrices are not orthogonal, and BA would not be 0
+            for parameter in lora_parameters(model).values():
+                parameter.data = parameter.data.float()
+            for row in rows:
+                layer = model.get_submodule(row.module)
+                weight = layer.get_base_layer().weight
+                kept, weight.data = weight.data, weight.data.float()  # whose dtype PEFT would round them to
+                layer.orthogonal_init(ADAPTER)
+                weight.data = kept
+    model.train(model.training)  # what was added, too
     start = {}
     if init in CHANGES_WEIGHTS:
         start = {name: parameter.detach().clone() for name, parameter in lora_parameters(model).items()}
     return Placed(list(rows), config, start)
 
 
-def _from_inputs(model: nn.Module, config: Any, batches: Callable) -> dict[str, Tensor]:
-    """EVA: module -> its first principal directions of input, (rank, inputs)."""
+def _from_inputs(model: nn.Module, config: Any, rows: Sequence[Row], batches: Callable) -> dict[str, Tensor]:
+    """EVA: module -> its first principal directions of input, (rank, inputs).
+
+    Once for each rank, as PEFT gives layers that share their input one rank.
+    """
     from peft.tuners.lora.eva import get_eva_state_dict
 
-    from lightning_modules.inputs import batch_rows, model_inputs
+    def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        # The mask tells EVA what is filling; to the model it would hide that examples are apart.
+        return model(**{key: tensor for key, tensor in inputs.items() if key != "attention_mask"}, use_cache=False)
 
-    inputs = [model_inputs(batch_rows(batch)) for batch in batches()]
     model.eval()
-    return get_eva_state_dict(
-        model,
-        inputs,
-        config,
-        forward_fn=lambda model, inputs: model(**inputs, use_cache=False),
-        show_progress_bar=False,
-    )
+    found: dict[str, Tensor] = {}
+    for rank in sorted({row.rank for row in rows}):
+        modules = [row.module for row in rows if row.rank == rank]
+        inputs = _joined([{**batch} for batch in batches()], rank)
+        of_rank = replace(config, r=rank, rank_pattern={}, target_modules=modules)
+        found |= get_eva_state_dict(model, inputs, of_rank, forward_fn=forward, show_progress_bar=False)
+    return found
+
+
+def _joined(batches: Sequence[Mapping[str, Tensor]], tokens: int) -> list[dict[str, Tensor]]:
+    """Inputs of a model, with so many real tokens in each: a decomposition needs at least its rank."""
+    from lightning_modules.inputs import batch_rows, is_real, model_inputs
+
+    joined, some = [], []
+    for batch in batches:
+        some.append(batch)
+        if sum(int(is_real(each).sum()) for each in some) >= tokens:
+            mask = torch.cat([is_real(each) for each in some])
+            joined.append({**model_inputs(torch.cat([batch_rows(each) for each in some])), "attention_mask": mask})
+            some = []
+    if not joined:
+        raise UserError(
+            f"placement.init=eva needs at least as many tokens as the rank, {tokens}, and the {len(batches)} batches "
+            "that it looks at have less: set placement.rank to less, or dataset.batch_size to more"
+        )
+    return joined
 
 
 def _measure_gradients(model: nn.Module, config: Any, batches: Callable, loss: Callable) -> None:
@@ -129,6 +162,7 @@ def _measure_gradients(model: nn.Module, config: Any, batches: Callable, loss: C
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def step() -> None:
+        model.eval()  # PEFT has set it to training, and dropout would be measured too
         for batch in batches():
             loss(model, batch).backward()
 
@@ -146,6 +180,46 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if ".lora_" in name and f".{ADAPTER}." in f"{name}."
     }
+
+
+def train_dropouts(model: nn.Module) -> None:
+    """Set the dropouts of LoRA that trains to training; they have no parameters to tell them from frozen ones."""
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            for adapter, dropout in module.lora_dropout.items():
+                dropout.train(module.lora_A[adapter].weight.requires_grad)
+
+
+def merge(model: nn.Module) -> None:
+    """Add the additions to the weights that they belong to, and leave plain linear layers behind, in place.
+
+    A weight keeps its dtype; the sum is rounded to it once.
+    """
+    for name in {name.partition(".lora_")[0] for name in lora_parameters(model)}:
+        layer = model.get_submodule(name)
+        weight = layer.get_base_layer().weight
+        dtype, weight.data = weight.dtype, weight.data.float()
+        layer.merge(adapter_names=[ADAPTER])
+        weight.data = weight.data.to(dtype)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+
+
+def plain_weights(model: nn.Module, placed: Placed, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Trained weights that fit what `save_adapter` writes.
+
+    Frozen weights that were changed at the start (W to W - B0 A0) and then trained get B0 A0 back, which the saved
+    additions take off. The additions themselves are left out.
+    """
+    lora = lora_parameters(model)
+    weights = {name: tensor.detach() for name, tensor in trained.items() if name not in lora}
+    for row in placed.rows:
+        name, layer = f"{row.module}.base_layer.weight", model.get_submodule(row.module)
+        if placed.start and name in weights:
+            down, up = (placed.start[f"{row.module}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+            taken = (up.float() @ down.float()) * layer.scaling[ADAPTER]
+            weights[name] = weights[name] + (taken.T if layer.fan_in_fan_out else taken)
+    return weights
 
 
 def save_adapter(model: nn.Module, placed: Placed, folder: Path, base: str | None) -> None:
@@ -202,10 +276,12 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no LoRA (no adapter_config.json): the run has not finished")
     inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
+    model.train(model.training)  # what was added, too
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.float()  # as it was trained
     result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
-    if result.unexpected_keys:
-        raise UserError(f"{folder} is of another model: it has {result.unexpected_keys[0]}")
+    missing = set(result.missing_keys) & lora_parameters(model).keys()
+    if result.unexpected_keys or missing:
+        raise UserError(f"{folder} is damaged or of another model, at {(*result.unexpected_keys, *missing)[0]}")

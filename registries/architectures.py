@@ -70,12 +70,14 @@ class Architecture:
         attention: path from a block to its attention layer.
         roles: role -> path from a block to the linear layer that plays it.
         key_names: config key -> this family's name for it, where that differs from Llama's.
+        transposed: whether its linear layers hold weights as (inputs, outputs).
     """
 
     blocks: str
     attention: str
     roles: Mapping[str, str]
     key_names: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
 
     def attention_layers(self, model: Any) -> list[Any]:
         """The attention layers of a model, in order."""
@@ -168,7 +170,11 @@ def linear_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
         "mlp.up": (hidden, mlp),
         "mlp.down": (mlp, hidden),
     }
-    return {role: sizes[role] for role in architecture_of(shape.family).roles}
+    roles = architecture_of(shape.family).roles
+    strange = [role for role in roles if role not in sizes]
+    if strange:
+        raise UserError(f"the size of role {strange[0]!r} of {shape.family} is not known. Known: {', '.join(sizes)}")
+    return {role: sizes[role] for role in roles}
 
 
 # The share of a head's channels that older configs of these families turn when they do not say it.
@@ -235,6 +241,7 @@ ARCHITECTURES.register("gpt2")(
             "max_position_embeddings": "n_positions",
             "intermediate_size": "n_inner",
         },
+        transposed=True,
     )
 )
 ARCHITECTURES.register("gpt_neox")(

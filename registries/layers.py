@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from registries.registry import UserError
 
-FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, spread:4, 8-15; first:25%"
+FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, spread:4, 8-15; first:25%, at:50%"
 
 
 def resolve_layers(spec: str | int | Sequence[int], num_layers: int) -> list[int]:
@@ -15,7 +15,7 @@ def resolve_layers(spec: str | int | Sequence[int], num_layers: int) -> list[int
 
     `ends:n` is the first n and the last n; `every:n` is 0, n, 2n, ...; `spread:n` is n of equal distance, from 0 on;
     `8-15` includes both; negative indices count from the end. `first`, `last`, `ends` and `spread` also take a share of
-    all layers, at least one: `first:25%`.
+    all layers, at least one: `first:25%`. `at:50%` is the one layer that lies there.
 
     Raises:
         UserError: no such form, a layer out of range, or a layer named twice.
@@ -44,6 +44,8 @@ def _named(spec: str, num_layers: int) -> list[int]:
         return every
     if span := re.fullmatch(r"(\d+)-(\d+)", spec):
         return list(range(int(span[1]), int(span[2]) + 1))
+    if place := re.fullmatch(r"at:(\d+\.?\d*)%", spec):
+        return [min(num_layers - 1, int(num_layers * float(place[1]) / 100))]
     if counted := re.fullmatch(
         r"(?:(first|last|ends|every|spread):([1-9]\d*)|(first|last|ends|spread):(\d+\.?\d*)%)", spec
     ):

@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from registries.plugins import import_plugins
 from registries.registry import UserError, defaults, nearest, parameters
@@ -60,6 +60,8 @@ def check(cfg: DictConfig) -> list[str]:
 
     try:
         return config_errors(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        return [f"{error.full_key} needs a value: set {error.full_key}=..."]
     except OmegaConfBaseException as error:
         return [str(error).split("\n")[0]]
 
@@ -333,7 +335,7 @@ def _value_errors(item: Override, base: DictConfig) -> list[str]:
         return []
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(base, parent) if parent else base
-    if isinstance(node, DictConfig) and last in node:
+    if isinstance(node, DictConfig) and last in list(node):  # `last in node` is false where a value is still missing
         return []
     keys = [name for name in _keys(base) if not name.startswith("hydra")]
     siblings = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []

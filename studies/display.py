@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from rich.table import Table
 
 from registries.placements import Row
 
-console = Console(highlight=False, soft_wrap=True)
+# A file or a pipe has no width: wide enough for the table of a sweep.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def say(text: str) -> None:
@@ -94,6 +96,46 @@ def show_scores(result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table."""
+    table = _table(None, titles[0], titles[1:])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+# What the table of a sweep leaves to its file.
+LEFT_OUT = ("bits/byte", "eval s")
+
+
+def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
+    """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
+    known = dict.fromkeys(column for line in lines for column in line)
+    columns = [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+    table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
+    for column in columns:
+        table.add_column(column.removesuffix(".name"), overflow="fold")
+    for label, loss in baselines.items():
+        cells = {**dict.fromkeys(columns, ""), "loss": f"{loss:.4f}", "perplexity": f"{math.exp(loss):.4f}"}
+        table.add_row(*(cells | {columns[0]: f"untouched {label}"}).values())
+    for line in lines:
+        table.add_row(*(cell(line, column) for column in columns))
+    console.print(table)
+
+
+def cell(line: Mapping[str, Any], title: str) -> str:
+    """A value of a sweep's table, with its confidence interval where it has one."""
+    value = line.get(title, "")
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
+    if f"{title} +-" in line:
+        text += f" +- {line[title + ' +-']:.2g}"
+    if f"{title}, low" in line:
+        text += f" ({line[title + ', low']:.4f} - {line[title + ', high']:.4f})"
+    return text
+
+
 RATIOS = {
     "the untouched model": "ppl_ratio",
     "the unmodified model, same training": "ppl_ratio_control",
@@ -109,7 +151,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _table(title: str, first: str, columns: Iterable[str]) -> Table:
+def _table(title: str | None, first: str, columns: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(first, overflow="fold")
     for column in columns:

@@ -2,8 +2,8 @@
 
 python -m studies.export outputs/runs/<run> <folder> [float32|float16|bfloat16]
 
-Where surgery or LoRA has changed the model, `lightning_modules.load_exported(folder)` loads it; otherwise transformers
-alone does.
+Placed LoRA is merged into the weights. Where a replacement or the LoRA of a recovery has changed the model,
+`lightning_modules.load_exported(folder)` loads it; otherwise transformers alone does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ def export(run: Path, folder: Path, dtype: str | None = None) -> None:
 
     from lightning_modules import load_module
     from lightning_modules.exported import SURGERY_FILE
+    from lightning_modules.placement import merge
     from lightning_modules.recovery import recovery_plan
 
     module = load_module(run)
     result = json.loads((run / "result.json").read_text())
     model = module.model if dtype is None else module.model.to(getattr(torch, dtype))
+    merge(model)  # placed LoRA; the run's own folder has it apart
     model.save_pretrained(folder)
     module.tokenizer.save_pretrained(folder)
     added = {

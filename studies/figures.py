@@ -35,6 +35,51 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mappi
     figure.savefig(file, dpi=120)
 
 
+def plot_pareto(points: Mapping[str, tuple[float, float, float]], label: str, file: Path) -> None:
+    """Validation loss against what it costs; the line joins what nothing else beats in both.
+
+    Args:
+        points: name -> (cost, loss, half its confidence interval).
+        label: what the cost is.
+        file: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, (cost, loss, margin)) in enumerate(points.items()):
+        axes.errorbar([cost], [loss], [margin], fmt="o", color=f"C{index % 10}", capsize=3)
+        axes.annotate(name, (cost, loss), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    front, best = [], float("inf")
+    for cost, loss, _ in sorted(points.values()):
+        if loss < best:
+            front.append((cost, loss))
+            best = loss
+    axes.plot(*zip(*front, strict=True), color="gray", linewidth=1, zorder=0)
+    axes.set_xlabel(label)
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.margins(0.15)
+    figure.savefig(file, dpi=120)
+
+
+def plot_scatter(
+    points: Mapping[str, Sequence[tuple[float, float, str]]], x_label: str, y_label: str, file: Path
+) -> None:
+    """One panel for each name, with its labelled (x, y) points; x is logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(points), 4), layout="constrained")
+    for axes, (name, some) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        axes.scatter([x for x, _, _ in some], [y for _, y, _ in some])
+        for x, y, text in some:
+            axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 3), fontsize=8)
+        axes.set_xscale("log")
+        axes.set_title(name)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    figure.savefig(file, dpi=120)
+
+
 def plot_heat_map(cells: Mapping[tuple[str, int], float], label: str, file: Path, logarithmic: bool = False) -> None:
     """Values by role and layer.
 

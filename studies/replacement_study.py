@@ -16,7 +16,7 @@ from data_modules.block_data_module import BlockDataModule
 from lightning_modules.building import ADAPTER_FOLDER, TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import model_identity
-from lightning_modules.placement import lora_parameters, save_adapter
+from lightning_modules.placement import plain_weights, save_adapter
 from lightning_modules.preflight import in_float32, logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts
@@ -202,8 +202,7 @@ def _final(
     if module.placement is not None:
         base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
         save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
-        lora = lora_parameters(module.model)
-        trained = {name: parameter for name, parameter in trained.items() if name not in lora}
+        trained = plain_weights(module.model, module.placement, trained)
     _save(trained, record.folder.path / TRAINED_WEIGHTS)
     say("final score on validation")
     scores = score(cfg, module, data, "validation")

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from registries.registry import UserError
+from studies.display import LEFT_OUT, cell
 from studies.fingerprint import relevant
 from studies.run_folder import runs, write_text
+from studies.sweep import group, newest, summary_table, varied_keys
 from studies.tracking import flatten
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -61,14 +63,29 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         config = result["config"]
         groups[config["model"]["name"], config["dataset"]["name"], config["size"]["name"]].append(result)
     for (model, dataset, size), members in sorted(groups.items()):
-        command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}"
-        yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
+        local = " dataset.path=<folder>" if members[0]["config"]["dataset"].get("path") else ""
+        command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}{local}"
+        if members[0]["config"]["placement"]["name"] != "none":
+            yield f"`{command}`\n\n{_settings(members)}"
+        else:
+            yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
+
+
+def _settings(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a sweep that trains LoRA: a line for each setting, seeds together, best first."""
+    runs = [(Path(result["folder"]), result) for result in results]
+    lines = summary_table(group(newest(runs)))
+    known = dict.fromkeys(column for line in lines for column in line)
+    columns = [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+    untouched = {f"untouched: {result['baseline']['loss']:.4f}" for result in results}
+    rows = [[column.removesuffix(".name") for column in columns], ["---"] * len(columns)]
+    rows += [[cell(line, column) for column in columns] for line in lines]
+    return f"{', '.join(sorted(untouched))} nats per token\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     configs = [flatten(relevant(result["config"])) for result in results]
-    keys = sorted({key for config in configs for key in config})
-    varied = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1] or ["replacement.depth"]
+    varied = varied_keys(configs) or ["replacement.depth"]
     varied = list(dict.fromkeys("recovery" if key.startswith("recovery.") else key for key in varied))
     known = {metric: None for result in results for metric in result["metrics"]}
     groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
@@ -76,7 +93,7 @@ def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     header, rows = [*(key.rpartition(".")[2] for key in varied), *shown], {}
     for result, config in zip(results, configs, strict=True):
         stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"
-        values = [stages if key == "recovery" else str(config.get(key)) for key in varied]
+        values = [stages if key == "recovery" else str(config.get(key, "")) for key in varied]
         # The newest comes first: of runs of the same config it is the one that is shown.
         rows.setdefault(tuple(values), [*values, *(_value(result["metrics"], metric) for metric in shown.values())])
     lines = [header, ["---"] * len(header), *sorted(rows.values(), key=_order)]
@@ -106,7 +123,8 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
 def main(page: str, *output_dirs: str) -> None:
     """The command line."""
     file = Path(page)
-    by_name = {path.name: result for folder in output_dirs for path, result in runs(Path(folder))}
+    found = [run for folder in output_dirs for run in runs(Path(folder))]
+    by_name = {path.name: {**result, "folder": str(path)} for path, result in found}
     controls = {name for result in by_name.values() for name in result.get("controls", {}).values()}
     results = [result for name, result in by_name.items() if name not in controls]
     write_text(file, fill(file.read_text(), results))

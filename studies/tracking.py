@@ -6,7 +6,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,19 @@ class MLflowRun(Logger):
             self.client.log_artifact(self.run_id, str(figure), "figures")
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, STATUSES.get(status, "FAILED"))
+
+
+def log_sweep(cfg: Mapping[str, Any], folder: Path, run_ids: Iterable[str | None]) -> None:
+    """A run for a sweep as a whole, the parent of its jobs' runs, with the files of the sweep's folder as artifacts."""
+    if cfg["tracking"]["name"] == "none":
+        return
+    tracking, output_dir = cfg["tracking"], Path(cfg["output_dir"])
+    run = MLflowRun(tracking["uri"], tracking["experiment"], output_dir, f"sweep_{folder.name}")
+    for identity in filter(None, run_ids):
+        run.client.set_tag(identity, "mlflow.parentRunId", run.run_id)
+    for file in sorted(folder.glob("*.*")):
+        run.client.log_artifact(run.run_id, str(file))
+    run.client.set_terminated(run.run_id, "FINISHED")
 
 
 def _require_answer(uri: str) -> None:

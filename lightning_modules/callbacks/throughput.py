@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning import Callback
 
+from lightning_modules.inputs import is_real
+
 WARM_UP_BATCHES = 2
 _STATE = ("seconds", "batches", "tokens", "counted_seconds", "counted_tokens")
 
@@ -52,7 +54,7 @@ class Throughput(Callback):
     def _stop(self, batch: Any) -> None:
         _synchronize()
         spent = time.perf_counter() - self._started
-        tokens = int(_is_real(batch).sum())
+        tokens = int(is_real(batch).sum())
         self.seconds, self.tokens, self.batches = self.seconds + spent, self.tokens + tokens, self.batches + 1
         if self.batches > WARM_UP_BATCHES:
             self.counted_seconds, self.counted_tokens = self.counted_seconds + spent, self.counted_tokens + tokens
@@ -62,13 +64,6 @@ class Throughput(Callback):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         vars(self).update(state)
-
-
-def _is_real(batch: Any) -> torch.Tensor:
-    """(batch, length): whether a token is of a text, and no filling."""
-    if "attention_mask" in batch:
-        return batch["attention_mask"] > 0
-    return batch.get("documents", torch.zeros_like(batch["input_ids"])) >= 0
 
 
 def _synchronize() -> None:

@@ -48,6 +48,12 @@ class Workspace:
     batch_size: int = 1
     loss_chunk_size: int | None = None
 
+    def train_rows(self) -> Tensor:
+        """Everything that a model reads of the training blocks, see `lightning_modules.inputs`."""
+        from lightning_modules.inputs import rows_of
+
+        return rows_of(self.train_blocks, self.train_positions)
+
 
 class Loss(NamedTuple):
     """A loss summed over a batch.
@@ -101,10 +107,7 @@ class Stage(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        """The loss of a batch of `input_ids` (batch, length), with `position_ids` and `labels` of instruction data.
-
-        A stage of scope `layers` reads the tokens alone.
-        """
+        """The loss of a batch of `input_ids` (batch, length), with `position_ids` and `labels` of instruction data."""
         ...
 
 

@@ -14,8 +14,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.frozen import CallsByShape, FrozenStates
+from lightning_modules.frozen import Calls, FrozenStates
 from lightning_modules.imitation import relative_error
+from lightning_modules.inputs import batch_rows, is_real
 from lightning_modules.stages import STAGES, Loss, Workspace
 from lightning_modules.surgery import attention_parameters
 from registries.architectures import architecture_of
@@ -56,7 +57,7 @@ class BlockWise:
         wanted = {f"{start} input": (paths[0], "input") for start, paths in self._groups.items()}
         wanted |= {f"{start} output": (paths[-1], "output") for start, paths in self._groups.items()}
         self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
-        self._calls = CallsByShape(original, [path for paths in self._groups.values() for path in paths])
+        self._calls = Calls(original, [path for paths in self._groups.values() for path in paths])
 
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
@@ -69,12 +70,12 @@ class BlockWise:
         return attention_parameters(model, self.workspace.surgery.layers)
 
     def start(self, model: nn.Module) -> None:
-        self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
+        self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        input_ids = batch["input_ids"]
-        states, calls = self._states(input_ids), self._calls(input_ids)
-        total, parts, hidden = torch.zeros((), device=input_ids.device), {}, None
+        rows, places, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
+        states, calls = self._states(rows), self._calls(rows)
+        total, parts, hidden = torch.zeros((), device=rows.device), {}, None
         for start, paths in self._groups.items():
             source, target = states[f"{start} input"], states[f"{start} output"]
             hidden = source if self.inputs == "original" or hidden is None else hidden.detach()
@@ -82,6 +83,6 @@ class BlockWise:
                 for path in paths:
                     hidden = calls[path](model.get_submodule(path), hidden)
             if start in self._learns:
-                error = relative_error(hidden, target, target.float() - source.float()).sum()
+                error = relative_error(hidden, target, target.float() - source.float(), places)[real].sum()
                 total, parts[f"error_layer_{start}"] = total + error, error.detach()
-        return Loss(total / len(self._learns), input_ids.numel(), parts)
+        return Loss(total / len(self._learns), int(real.sum()), parts)

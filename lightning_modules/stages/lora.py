@@ -57,9 +57,6 @@ class LoRA:
         return {name: parameter for name, parameter in model.named_parameters() if f".{ADAPTER}." in name}
 
     def start(self, model: nn.Module) -> None:
-        for name, module in model.named_modules():
-            if name.endswith(f".lora_dropout.{ADAPTER}"):
-                module.train()  # what is frozen is in evaluation mode, and a dropout has no parameters to tell it from
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size, self.objective)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:

@@ -15,8 +15,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.frozen import CallsByShape, FrozenStates
+from lightning_modules.frozen import Calls, FrozenStates
 from lightning_modules.imitation import AttentionWeights, relative_error
+from lightning_modules.inputs import batch_rows, is_real
 from lightning_modules.stages import STAGES, Loss, Workspace
 from lightning_modules.surgery import attention_parameters
 from registries.architectures import architecture_of
@@ -48,7 +49,7 @@ class Transfer:
             f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")
         }
         self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
-        self._calls = CallsByShape(original, list(self._paths.values()))
+        self._calls = Calls(original, list(self._paths.values()))
         self._weights: AttentionWeights | None = None
 
     @staticmethod
@@ -62,23 +63,24 @@ class Transfer:
         return attention_parameters(model, self.layers)
 
     def start(self, model: nn.Module) -> None:
-        self._states.reserve(self.workspace.train_blocks, self.steps * self.batch_size)
+        self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        input_ids = batch["input_ids"]
+        rows, places, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
         if self.attention_weight and self._weights is None:  # not before what trains was parted from the original
             self._weights = AttentionWeights(self.workspace.original, self.layers)
-        states, calls = self._states(input_ids), self._calls(input_ids)
-        total, parts = torch.zeros((), device=input_ids.device), {}
+        states, calls = self._states(rows), self._calls(rows)
+        total, parts = torch.zeros((), device=rows.device), {}
         for layer, path in self._paths.items():
             attention, call = model.get_submodule(path), calls[path]
             hidden, target = states[f"{layer} input"], states[f"{layer} output"]
             if self._weights is None:
                 output = call(attention, hidden)
             else:
-                output, divergence = self._weights.compare(layer, attention, call, hidden)
+                output, divergences = self._weights.compare(layer, attention, call, hidden)
+                divergence = divergences[real].sum()
                 total = total + self.attention_weight * divergence
                 parts[f"weights_layer_{layer}"] = divergence.detach()
-            error = relative_error(output, target, target).sum()
+            error = relative_error(output, target, target, places)[real].sum()
             total, parts[f"error_layer_{layer}"] = total + error, error.detach()
-        return Loss(total / len(self.layers), input_ids.numel(), parts)
+        return Loss(total / len(self.layers), int(real.sum()), parts)

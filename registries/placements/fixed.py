@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
 from registries.architectures import linear_sizes, shape_of
-from registries.placements import LayerSpec, Placement, Row, Variant, linears, ranked
+from registries.placements import Budget, LayerSpec, Placement, Row, Variant, linears, ranked, resolve_budget
 from registries.registry import UserError
 
 
@@ -18,10 +18,10 @@ def on_roles(own: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Pla
 
     def place(
         model: Any,
-        roles: list[str] | None = None,
+        roles: Annotated[list[str], MinLen(1)] | None = None,
         layers: LayerSpec = "all",
         rank: Annotated[int, Ge(1)] = 16,
-        budget: Annotated[int, Ge(1)] | None = None,
+        budget: Budget | None = None,
         variant: Variant = "lora",
     ) -> list[Row]:
         candidates = linears(model, own(list(linear_sizes(shape_of(model.config)))), layers)
@@ -35,7 +35,7 @@ def on_roles(own: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Pla
                     f"{', '.join(allowed)}; all_linear has every role"
                 )
             candidates = [linear for linear in candidates if linear.role in chosen]
-        return ranked(candidates, rank, budget, variant)
+        return ranked(candidates, rank, resolve_budget(model, budget, variant), variant)
 
     place.__doc__ = f"""{summary}
 
@@ -44,7 +44,8 @@ def on_roles(own: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Pla
         roles: only these, as roles or prefixes of them; None: all of the placement's.
         layers: layer spec.
         rank: of every addition.
-        budget: trainable parameters; they decide the rank in its place.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; they decide
+            the rank in its place.
         variant: whose parameters are counted.
     """
     return place

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
-from registries.placements import LayerSpec, Linear, Row, Variant, linears, ranked
+from registries.placements import Budget, LayerSpec, Linear, Row, Variant, linears, ranked, resolve_budget
 from registries.registry import UserError, signature_errors
 
 
 def part(
-    roles: list[str],
+    roles: Annotated[list[str], MinLen(1)],
     layers: LayerSpec,
     rank: Annotated[int, Ge(1)],
 ) -> None:
@@ -32,7 +32,7 @@ def _check(parts: list[dict[str, Any]]) -> list[str]:
 def hybrid(
     model: Any,
     parts: Annotated[list[dict[str, Any]], MinLen(1)],
-    budget: Annotated[int, Ge(1)] | None = None,
+    budget: Budget | None = None,
     variant: Variant = "lora",
 ) -> list[Row]:
     """Roles and ranks by range of layers.
@@ -40,15 +40,17 @@ def hybrid(
     Args:
         model: whatever has the model's `config`.
         parts: each with `roles`, `layers` (a layer spec) and `rank`; a later one overrides an earlier one.
-        budget: trainable parameters; the ranks of all parts are scaled by one factor to meet them.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; the ranks of all
+            parts are scaled by one factor to meet them.
         variant: whose parameters are counted.
     """
     errors = _check(parts)
     if errors:
         raise UserError(errors)
     found: dict[str, Linear] = {}
-    for keys in parts:
-        for linear in linears(model, keys["roles"], keys["layers"]):
-            found[linear.module] = replace(linear, weight=float(keys["rank"]))
+    for index, keys in enumerate(parts):
+        some = linears(model, keys["roles"], keys["layers"], f"placement.parts[{index}]")
+        ranked(some, keys["rank"], None, variant, f"placement.parts[{index}]")  # or it names a rank that is too high
+        found |= {linear.module: replace(linear, weight=float(keys["rank"])) for linear in some}
     in_order = sorted(found.values(), key=lambda linear: linear.layer)
-    return ranked(in_order, 1, budget, variant)
+    return ranked(in_order, 1, resolve_budget(model, budget, variant), variant)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
-from registries.placements import LayerSpec, Row, Variant, linears, ranked
+from registries.placements import Budget, LayerSpec, Row, Variant, linears, ranked, resolve_budget
 from registries.registry import UserError
 
 Score = Literal["gradient", "fisher", "feature_norm"]
@@ -18,10 +18,10 @@ Score = Literal["gradient", "fisher", "feature_norm"]
 def importance(
     model: Any,
     scores: Mapping[str, float],
-    budget: Annotated[int, Ge(1)],
+    budget: Budget,
     score: Score = "gradient",
     batches: Annotated[int, Ge(1)] = 8,
-    roles: list[str] | None = None,
+    roles: Annotated[list[str], MinLen(1)] | None = None,
     layers: LayerSpec = "all",
     rank: Annotated[int, Ge(1)] = 16,
     variant: Variant = "lora",
@@ -30,8 +30,8 @@ def importance(
 
     Args:
         model: whatever has the model's `config`.
-        scores: module -> what an addition of rank 1 there is worth; measured by `lightning_modules.importance`.
-        budget: trainable parameters.
+        scores: module -> what a trainable parameter there is worth; measured by `lightning_modules.importance`.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16.
         score: what is measured; see there.
         batches: of the training data that it is measured on.
         roles: to choose from, as roles or prefixes; None: all.
@@ -42,6 +42,7 @@ def importance(
     Raises:
         UserError: the budget is below the smallest addition, or above that of all.
     """
+    budget = resolve_budget(model, budget, variant)
     candidates = linears(model, roles or ["attention", "mlp"], layers)
     rows = {row.module: row for row in ranked(candidates, rank, None, variant)}
     smallest, total = min(row.parameters for row in rows.values()), sum(row.parameters for row in rows.values())
@@ -51,7 +52,7 @@ def importance(
             f"{smallest:,} parameters, all together {total:,}. The nearest is "
             f"placement.budget={smallest if budget < smallest else total}; a lower rank takes less, a higher one more"
         )
-    best = sorted(rows.values(), key=lambda row: scores[row.module] * row.rank / row.parameters, reverse=True)
+    best = sorted(rows.values(), key=lambda row: scores[row.module], reverse=True)
     chosen, left = set(), budget
     for row in best:
         if row.parameters <= left:

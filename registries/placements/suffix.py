@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
-from registries.placements import LayerSpec, Row, Variant, linears, ranked
+from registries.placements import Budget, LayerSpec, Row, Variant, linears, ranked, resolve_budget
 from registries.registry import UserError, nearest
 
 
@@ -18,7 +18,7 @@ def suffix(
     allow_ambiguous: bool = False,
     layers: LayerSpec = "all",
     rank: Annotated[int, Ge(1)] = 16,
-    budget: Annotated[int, Ge(1)] | None = None,
+    budget: Budget | None = None,
     variant: Variant = "lora",
 ) -> list[Row]:
     """The linear layers whose names end with one of these suffixes.
@@ -29,7 +29,8 @@ def suffix(
         allow_ambiguous: take a suffix that names several roles; GPT-2's `c_proj` is in the attention and in the MLP.
         layers: layer spec.
         rank: of every addition.
-        budget: trainable parameters, which decide the rank in its place.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; they decide
+            the rank in its place.
         variant: whose parameters are counted.
 
     Raises:
@@ -55,4 +56,5 @@ def suffix(
     if errors:
         raise UserError(errors)
     chosen = {each.module for some in hits.values() for each in some}
-    return ranked([each for each in candidates if each.module in chosen], rank, budget, variant)
+    some = [each for each in candidates if each.module in chosen]
+    return ranked(some, rank, resolve_budget(model, budget, variant), variant)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_modules.activations import ActivationCache
-from lightning_modules.frozen import CallsByShape, FrozenPrefix, FrozenStates, lowest_layer, record_calls
+from lightning_modules.frozen import Calls, FrozenPrefix, FrozenStates, lowest_layer, record_calls
 from lightning_modules.stages import STAGES
 from lightning_modules.surgery import attention_parameters, part, replace_attention, thaw
 from registries.architectures import architecture_of
@@ -116,7 +116,7 @@ def test_a_module_that_is_not_called_is_an_error():
 def test_calls_by_shape_are_those_of_any_text_of_the_shape(family):
     model = language_model(family, num_layers=2)
     paths = [part_path(model, layer, "block") for layer in range(2)]
-    calls, mlps = CallsByShape(model, paths), count_mlps(model)
+    calls, mlps = Calls(model, paths), count_mlps(model)
     for length in (7, 12):
         texts = [tokens(model, 2, length), tokens(model, 2, length).flip(1)]
         expected = record_calls(model, paths, texts[1])

@@ -45,7 +45,7 @@ def test_every_experiment_is_named_after_its_file_and_starts_from_the_budget(nam
     assert text.startswith("# @package _global_\n")
     assert f"# python train.py experiment={name} " in text
     assert FILES[name]["experiment"]["name"] == name
-    assert FILES[name]["defaults"][0] == "/budget"
+    assert FILES[name]["defaults"][0] in ("/budget", "/instruction_budget")
 
 
 @pytest.mark.parametrize("size", ["full", "small"])

@@ -1,0 +1,250 @@
+"""The end of a sweep: which run is best, by how much, and at what cost.
+
+Every job notes its run's folder in the sweep's folder. When the last job has ended, Hydra calls `Summary`: it prints a
+table (a line for each setting, several seeds together) and writes there `summary.csv` (a line for each run),
+`summary.json` (the table) and plots; the tracking store gets them as a run that is the parent of the jobs' runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from registries.registry import UserError
+from studies.run_folder import read_result, write_text
+
+JOBS = "jobs"
+CONFIDENCE = 0.95
+
+# Title -> metric of the table's columns; those that no run has are left out.
+COLUMNS = {
+    "loss": "val/loss",
+    "perplexity": "val/ppl",
+    "bits/byte": "val/bpb",
+    "over untouched": "val/ppl_ratio",
+    "over the control": "val/ppl_ratio_control",
+    "test loss": "test/loss",
+    "trained": "params/trainable",
+    "train s": "time/train_s",
+    "eval s": "time/eval_s",
+    "tokens/s": "throughput/train_tokens_per_s",
+    "MB": "memory/peak_mb",
+}
+LEARNING_RATE = "optimizer.lr"
+
+Run = tuple[Path, Mapping[str, Any]]  # a run's folder and the content of its `result.json`
+
+
+@dataclass
+class Setting:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        values: what this setting has of the keys that vary in the sweep, as text.
+        runs: finished runs.
+        others: status of the runs that did not finish.
+    """
+
+    values: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def metric(self, name: str) -> list[float]:
+        """The metric of every finished run that has it."""
+        return [result["metrics"][name] for _, result in self.runs if name in result["metrics"]]
+
+    def mean(self, name: str) -> float | None:
+        """Mean over seeds."""
+        values = self.metric(name)
+        return fmean(values) if values else None
+
+    def margin(self, name: str) -> float | None:
+        """Half the 95 % confidence interval of the mean over seeds, by Student's t; None for one seed."""
+        from scipy.stats import t
+
+        values = self.metric(name)
+        if len(values) < 2:
+            return None
+        return t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+    def label(self) -> str:
+        return ", ".join(value for value in self.values.values() if value) or "all"
+
+
+def note_job(folder: Path) -> None:
+    """Note the folder of a job's run in the sweep's folder; nothing where no sweep is running."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return
+    jobs = Path(HydraConfig.get().sweep.dir) / JOBS
+    jobs.mkdir(parents=True, exist_ok=True)
+    write_text(jobs / f"{HydraConfig.get().job.num:05d}", str(folder.resolve()))
+
+
+class Summary(Callback):
+    """Hydra's callback for the end of a sweep."""
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if (folder / JOBS).is_dir():
+            summarise(folder, config)
+
+
+def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
+    from studies.display import say, show_settings
+    from studies.figures import plot_pareto
+    from studies.tracking import log_sweep
+
+    runs = [(path, read_result(path)) for path in sweep_runs(folder)]
+    settings = group(runs)
+    finished = [setting for setting in settings if setting.runs]
+    table, baselines = summary_table(settings), _baselines(runs)
+    tables = {"the sweep, by validation loss": table}
+    if any(len(some) > 1 for some in _by_everything_but(LEARNING_RATE, table).values()):
+        best = [some[0] for some in _by_everything_but(LEARNING_RATE, table).values()]
+        tables["each at its best learning rate"] = best
+    for title, lines in tables.items():
+        show_settings(title, lines, baselines)
+    _write_csv(runs, folder / "summary.csv")
+    write_text(folder / "summary.json", json.dumps({"untouched": baselines, **tables}, indent=2))
+    if len(finished) > 1:
+        for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
+            points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
+            if len({cost for cost, *_ in points.values()}) > 1:
+                plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
+    log_sweep(cfg, folder, [result.get("mlflow_run_id") for _, result in runs])
+    say(str(folder))
+
+
+def sweep_runs(folder: Path) -> list[Path]:
+    """The folders of a sweep's runs, in the order of its jobs; one that several jobs shared comes once."""
+    return list(dict.fromkeys(Path(file.read_text()) for file in sorted((folder / JOBS).glob("[0-9]*"))))
+
+
+def newest(runs: Iterable[Run]) -> list[Run]:
+    """Of runs of the same config the newest; they come newest first."""
+    from studies.fingerprint import relevant
+
+    by_config: dict[str, Run] = {}
+    for run in runs:
+        by_config.setdefault(json.dumps(relevant(run[1]["config"]), sort_keys=True), run)
+    return list(by_config.values())
+
+
+def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of flat configs in which two that have the key differ."""
+    values = defaultdict(set)
+    for config in configs:
+        for key, value in config.items():
+            values[key].add(str(value))
+    return sorted(key for key, some in values.items() if len(some) > 1)
+
+
+def group(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of a sweep, best first: by mean validation loss."""
+    from studies.fingerprint import relevant
+    from studies.tracking import flatten
+
+    configs = [flatten(relevant(result["config"])) for _, result in runs]
+    keys = [key for key in varied_keys(configs) if key != "seed"]
+    settings: dict[tuple[str, ...], Setting] = {}
+    for (path, result), config in zip(runs, configs, strict=True):
+        values = {key: str(config.get(key, "")) for key in keys}
+        setting = settings.setdefault(tuple(values.values()), Setting(values))
+        if result["status"] in ("finished", "skipped"):
+            setting.runs.append((path, result))
+        else:
+            setting.others.append(result["status"])
+    loss = lambda setting: setting.mean("val/loss")  # noqa: E731
+    return sorted(settings.values(), key=lambda setting: math.inf if loss(setting) is None else loss(setting))
+
+
+def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """A line for each setting: its values, seeds, means and margins, and the ratio of its perplexity to the best's."""
+    best = next((setting for setting in settings if setting.runs), None)
+    lines = []
+    for setting in settings:
+        line = dict(setting.values) | {"seeds": len(setting.runs)}
+        if setting.others:
+            line["not finished"] = ", ".join(setting.others)
+        for title, metric in COLUMNS.items():
+            if setting.mean(metric) is not None:
+                line[title] = setting.mean(metric)
+                if metric.endswith("loss") and setting.margin(metric) is not None:
+                    line[f"{title} +-"] = setting.margin(metric)
+        if setting.runs and best is not setting:
+            line |= _over(setting, best)
+        lines.append(line)
+    return lines
+
+
+def _by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
+    """Lines by all that they vary in, except for one key; in order."""
+    others = [name for name in (lines[0] if lines else ()) if "." in name and name != key]
+    found = defaultdict(list)
+    if lines and key in lines[0]:
+        for line in lines:
+            found[tuple(line[name] for name in others)].append(line)
+    return found
+
+
+def _over(setting: Setting, best: Setting) -> dict[str, float]:
+    """The ratio of perplexities on the same documents, with its interval; nothing where they differ."""
+    from studies.comparison import ppl_ratio
+
+    try:
+        ratio = ppl_ratio(_documents(setting), _documents(best))
+    except UserError:  # other data: they do not compare
+        return {}
+    return {"over the best": ratio.value, "over the best, low": ratio.low, "over the best, high": ratio.high}
+
+
+def _documents(setting: Setting) -> list[tuple[float, int]]:
+    """The documents' validation scores, averaged over seeds."""
+    from studies.scores import read_documents
+
+    by_seed = [read_documents(path, "val/") for path, _ in setting.runs]
+    if len({tuple(count for _, count in documents) for documents in by_seed}) > 1:
+        raise UserError("the seeds were not scored on the same documents")
+    return [(fmean(nll for nll, _ in document), document[0][1]) for document in zip(*by_seed, strict=True)]
+
+
+def _baselines(runs: Sequence[Run]) -> dict[str, float]:
+    """Label -> validation loss of the untouched models of a sweep."""
+    found = {}
+    for _, result in runs:
+        if "loss" in result["baseline"]:
+            found[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
+    return found
+
+
+def _point(setting: Setting, metric: str) -> tuple[float, float, float]:
+    return setting.mean(metric) or 0.0, setting.mean("val/loss"), setting.margin("val/loss") or 0.0
+
+
+def _write_csv(runs: Iterable[Run], file: Path) -> None:
+    from studies.fingerprint import relevant
+    from studies.tracking import flatten
+
+    runs = list(runs)
+    configs = [flatten(relevant(result["config"])) for _, result in runs]
+    keys = varied_keys(configs)
+    metrics = list(dict.fromkeys(name for _, result in runs for name in result["metrics"]))
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["run", "status", *keys, *metrics])
+        for (path, result), config in zip(runs, configs, strict=True):
+            values = [result["metrics"].get(name, "") for name in metrics]
+            writer.writerow([path.name, result["status"], *(config.get(key, "") for key in keys), *values])

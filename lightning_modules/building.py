@@ -136,7 +136,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     for name in ("config.yaml", "result.json"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
-    cfg = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    cfg = {"placement": {"name": "none"}, **OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))}
     import_plugins(cfg["plugins"])
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())

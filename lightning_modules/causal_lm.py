@@ -168,7 +168,8 @@ class CausalLMModule(LightningModule):
             self.documents.update(nll, labels, batch["documents"])
         places = batch.get("position_ids", torch.arange(labels.shape[1], device=labels.device).expand_as(labels))
         for name, targets in self.position_groups.items():
-            inside = (places - 1 >= targets.start) & (places - 1 < targets.stop)  # target i is token i + 1
+            start, stop, _ = targets.indices(2**31)  # target i is token i + 1
+            inside = (places > start) & (places <= stop)
             self.scores[name].update(logits, labels.masked_fill(~inside, IGNORED))
 
     def on_validation_epoch_end(self) -> None:

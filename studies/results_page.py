@@ -17,10 +17,8 @@ from typing import Any
 
 from registries.registry import UserError
 from studies.display import LEFT_OUT, cell
-from studies.fingerprint import relevant
 from studies.run_folder import runs, write_text
-from studies.sweep import group, newest, summary_table, varied_keys
-from studies.tracking import flatten
+from studies.sweep import flat_config, group, newest, summary_table, varied_keys
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
@@ -65,7 +63,7 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     for (model, dataset, size), members in sorted(groups.items()):
         local = " dataset.path=<folder>" if members[0]["config"]["dataset"].get("path") else ""
         command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}{local}"
-        if members[0]["config"]["placement"]["name"] != "none":
+        if members[0]["config"].get("placement", {"name": "none"})["name"] != "none":
             yield f"`{command}`\n\n{_settings(members)}"
         else:
             yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
@@ -84,9 +82,8 @@ def _settings(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    configs = [flatten(relevant(result["config"])) for result in results]
+    configs = [flat_config(result["config"]) for result in results]
     varied = varied_keys(configs) or ["replacement.depth"]
-    varied = list(dict.fromkeys("recovery" if key.startswith("recovery.") else key for key in varied))
     known = {metric: None for result in results for metric in result["metrics"]}
     groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
     shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in known}

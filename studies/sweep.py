@@ -143,6 +143,15 @@ def newest(runs: Iterable[Run]) -> list[Run]:
     return list(by_config.values())
 
 
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's result, flat; the stages of its recovery under `recovery`, by name."""
+    from studies.fingerprint import relevant
+    from studies.tracking import flatten
+
+    kept = relevant(config)
+    return flatten(kept) | ({"recovery": " + ".join(kept["recovery"]) or "none"} if "recovery" in kept else {})
+
+
 def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys of flat configs in which two that have the key differ."""
     values = defaultdict(set)
@@ -154,10 +163,7 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def group(runs: Sequence[Run]) -> list[Setting]:
     """The settings of a sweep, best first: by mean validation loss."""
-    from studies.fingerprint import relevant
-    from studies.tracking import flatten
-
-    configs = [flatten(relevant(result["config"])) for _, result in runs]
+    configs = [flat_config(result["config"]) for _, result in runs]
     keys = [key for key in varied_keys(configs) if key != "seed"]
     settings: dict[tuple[str, ...], Setting] = {}
     for (path, result), config in zip(runs, configs, strict=True):
@@ -235,11 +241,8 @@ def _point(setting: Setting, metric: str) -> tuple[float, float, float]:
 
 
 def _write_csv(runs: Iterable[Run], file: Path) -> None:
-    from studies.fingerprint import relevant
-    from studies.tracking import flatten
-
     runs = list(runs)
-    configs = [flatten(relevant(result["config"])) for _, result in runs]
+    configs = [flat_config(result["config"]) for _, result in runs]
     keys = varied_keys(configs)
     metrics = list(dict.fromkeys(name for _, result in runs for name in result["metrics"]))
     with file.open("w", newline="") as handle:

@@ -34,7 +34,10 @@ def swept(handed):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", FILES)
 def test_every_job_of_every_experiment_is_right(name, model, size):
-    handed, sweeping = check(f"experiment={name}", f"size={size}", *MODELS[model])
+    family = ["model=random", "model.family=gpt2"] if name == "placement_documents" else MODELS[model]
+    # Half of all_linear's parameters do not fit into the output projections of a model that is 64 wide.
+    wide = ["model.hidden_size=128"] if "model=random" in family else []
+    handed, sweeping = check(f"experiment={name}", f"size={size}", *family, *wide)
     assert sweeping == bool(AXES[name])
     assert swept(handed).keys() == AXES[name].keys()
 

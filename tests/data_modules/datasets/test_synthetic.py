@@ -65,5 +65,5 @@ def test_in_a_data_module(build, tokenizer):
     module = build("periodic", block_size=40, **sizes)
     assert [len(module.blocks(split)) for split in ("train", "validation", "test", "all")] == [6, 4, 2, 12]
     assert module.position_groups() == {"first_period": slice(0, 31), "later": slice(31, 39)}
-    assert module.describe()["train"] == {"blocks": 6, "tokens": 240, "bytes": None}
+    assert module.describe()["train"] == {"blocks": 6, "tokens": 240, "scored": 234, "bytes": None}
     assert build("sinusoidal", block_size=40, **sizes).position_groups(40) == {}

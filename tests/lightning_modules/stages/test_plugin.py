@@ -40,8 +40,8 @@ class OutputsOnly:
     def start(self, model):
         self.objective = EndToEnd(model, self.workspace, self.steps * self.batch_size)
 
-    def loss(self, model, input_ids):
-        total, count, parts = self.objective(model, {"input_ids": input_ids})
+    def loss(self, model, batch):
+        total, count, parts = self.objective(model, batch)
         return Loss(total * self.scale, count, parts)
 '''
 

@@ -19,7 +19,8 @@ from lightning_modules.inputs import batch_rows, scored_labels
 from lightning_modules.nll import IGNORED
 from lightning_modules.objectives import next_token_nll
 from lightning_modules.options import build_source, placement_arguments, placement_options, split, surgery_options
-from lightning_modules.placement import load_adapter, place
+from lightning_modules.peft_folder import load_adapter
+from lightning_modules.placement import place
 from lightning_modules.recovery import build_stages, recovery_plan
 from lightning_modules.stages import Workspace
 from lightning_modules.surgery import part, replace_attention

@@ -1,13 +1,11 @@
-"""Puts LoRA where a placement's table says, by PEFT, and writes and reads it as PEFT folders."""
+"""Puts LoRA where a placement's table says, by PEFT."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,68 +218,3 @@ def plain_weights(model: nn.Module, placed: Placed, trained: Mapping[str, Tensor
             taken = (up.float() @ down.float()) * layer.scaling[ADAPTER]
             weights[name] = weights[name] + (taken.T if layer.fan_in_fan_out else taken)
     return weights
-
-
-def save_adapter(model: nn.Module, placed: Placed, folder: Path, base: str | None) -> None:
-    """Write the additions as a folder that `peft` loads onto the plain model.
-
-    Where the frozen weights were changed at the start (W to W - BA), the folder holds the difference of what was learnt
-    and the start, at twice the rank; so it fits the plain weights W.
-
-    Args:
-        base: hub id or folder of the plain model.
-    """
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    config, tensors = _to_dict(placed.config), dict(lora_parameters(model))
-    if placed.start:
-        tensors = {name: _with_start(name, tensor, placed.start[name]) for name, tensor in tensors.items()}
-        double = 2 ** (0.5 if config["use_rslora"] else 1)  # the scaling is alpha over the rank, or over its root
-        config |= {"r": 2 * config["r"], "lora_alpha": double * config["lora_alpha"], "init_lora_weights": True}
-        config["rank_pattern"] = {module: 2 * rank for module, rank in config["rank_pattern"].items()}
-    config |= {"base_model_name_or_path": base, "inference_mode": True, "eva_config": None, "lora_ga_config": None}
-    if config["init_lora_weights"] == "eva":
-        config["init_lora_weights"] = True
-    named = get_peft_model_state_dict(model, state_dict=tensors, adapter_name=ADAPTER)
-    named = {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in named.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
-
-
-def _with_start(name: str, tensor: Tensor, start: Tensor) -> Tensor:
-    """[A, A0] and [B, -B0], whose product is BA - B0 A0; a magnitude stays as it is."""
-    if ".lora_A." in name:
-        return torch.cat([tensor, start], dim=0)
-    return torch.cat([tensor, -start], dim=1) if ".lora_B." in name else tensor
-
-
-def _to_dict(config: Any) -> dict[str, Any]:
-    """A PEFT config as what goes into its JSON file."""
-    plain = config.to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Add what `save_adapter` wrote to a plain model, in place.
-
-    Raises:
-        UserError: the folder holds no adapter.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.utils import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no LoRA (no adapter_config.json): the run has not finished")
-    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
-    model.train(model.training)  # what was added, too
-    tensors = load_file(folder / "adapter_model.safetensors")
-    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-    for parameter in lora_parameters(model).values():
-        parameter.data = parameter.data.float()  # as it was trained
-    result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
-    missing = set(result.missing_keys) & lora_parameters(model).keys()
-    if result.unexpected_keys or missing:
-        raise UserError(f"{folder} is damaged or of another model, at {(*result.unexpected_keys, *missing)[0]}")

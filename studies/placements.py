@@ -1,13 +1,23 @@
-"""What a run says and records of a LoRA placement."""
+"""What a run says and records of a LoRA placement.
+
+python -m studies.placements model=dialogpt_medium placement=attention placement.rank=16
+
+prints the table of a placement from the model's config alone.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+
+from omegaconf import OmegaConf
 
 from lightning_modules.placement import Placed
+from registries.registry import UserError, parameters
 from studies.display import show_placement
 from studies.figures import plot_heat_map
 from studies.recording import Record
@@ -45,3 +55,28 @@ def record_placement(record: Record, name: str, placed: Placed) -> None:
 def read_placement(folder: Path) -> Mapping:
     """What `record_placement` wrote to a run's folder."""
     return json.loads((folder / PLACEMENT).read_text())
+
+
+def main(*overrides: str) -> None:
+    """The command line."""
+    from lightning_modules.options import build_source, placement_arguments
+    from registries import PLACEMENTS
+    from studies.compose import compose
+
+    cfg = OmegaConf.to_container(compose(overrides), resolve=True)
+    name, config = cfg["placement"]["name"], build_source(cfg).config()
+    if name == "none" or config is None or "scores" in parameters(PLACEMENTS.get(name)):
+        raise UserError(
+            f"placement={name} of model={cfg['model']['name']} has no table before a run: name another placement "
+            "(importance looks at the data first), or a model whose config is here"
+        )
+    show_placement(name, PLACEMENTS.build(name, model=SimpleNamespace(config=config), **placement_arguments(cfg)))
+
+
+if __name__ == "__main__":
+    from studies.launch import exit_with
+
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        exit_with(error)

@@ -16,7 +16,8 @@ from data_modules.block_data_module import BlockDataModule
 from lightning_modules.building import ADAPTER_FOLDER, TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import model_identity
-from lightning_modules.placement import plain_weights, save_adapter
+from lightning_modules.peft_folder import save_adapter
+from lightning_modules.placement import plain_weights
 from lightning_modules.preflight import in_float32, logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
 from lightning_modules.samples import continue_texts

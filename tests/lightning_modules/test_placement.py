@@ -10,7 +10,8 @@ import train
 from lightning_modules import load_module
 from lightning_modules.building import ADAPTER_FOLDER
 from lightning_modules.objectives import next_token_nll
-from lightning_modules.placement import load_adapter, lora_parameters, merge, place, save_adapter
+from lightning_modules.peft_folder import load_adapter, save_adapter
+from lightning_modules.placement import lora_parameters, merge, place
 from lightning_modules.surgery import attention_parameters, part, select_parameters, thaw, twin
 from lightning_modules.training import fit
 from registries import PLACEMENTS, UserError

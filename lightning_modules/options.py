@@ -131,7 +131,9 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     stand_in = SimpleNamespace(config=config)
     try:
         if "scores" in parameters(PLACEMENTS.get(name)):
-            arguments["scores"] = {linear.module: 1.0 for linear in linears(stand_in, ["attention", "mlp"])}
+            # Whatever the scores will be: these allow every budget that some scores allow.
+            layers = sorted(linears(stand_in, ["attention", "mlp"]), key=lambda each: each.inputs + each.outputs)
+            arguments["scores"] = {each.module: 1.0 if each is layers[0] else 1e-30 for each in layers}
         rows = PLACEMENTS.build(name, model=stand_in, **arguments)
     except UserError as error:
         return error.messages

@@ -128,7 +128,12 @@ def resolve_budget(model: Any, budget: Budget | None, variant: Variant) -> int |
 
 
 def ranked(
-    candidates: Sequence[Linear], rank: int, budget: int | None, variant: Variant, where: str = "placement"
+    candidates: Sequence[Linear],
+    rank: int,
+    budget: int | None,
+    variant: Variant,
+    where: str = "placement",
+    least: int = 1,
 ) -> list[Row]:
     """The table of these linear layers.
 
@@ -137,6 +142,7 @@ def ranked(
         budget: trainable parameters; they decide the rank in its place: the largest that does not exceed them.
 
         where: the place in the config, for messages.
+        least: lowest rank under a budget; 0 leaves layers out whose weight is too low for rank 1.
 
     Raises:
         UserError: a rank above a layer's width; a budget below that of rank 1 or above that of full rank.
@@ -152,15 +158,15 @@ def ranked(
         return _rows(candidates, rank, variant)
     # Ranks grow where one of them passes a whole number.
     steps = sorted({step / linear.weight for linear in candidates for step in range(1, linear.max_rank + 1)})
-    smallest, largest = (_total(_rows(candidates, step, variant)) for step in (steps[0], steps[-1]))
+    smallest, largest = (_total(_rows(candidates, step, variant, least)) for step in (steps[0], steps[-1]))
     if not smallest <= budget <= largest:
         nearest, other = (smallest, "fewer") if budget < smallest else (largest, "more")
         raise UserError(
             f"{where}.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
             f"{largest:,}. The nearest is {where}.budget={nearest}; or choose {other} roles or layers"
         )
-    fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant)))
-    return _rows(candidates, steps[fitting - 1], variant)
+    fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant, least)))
+    return _rows(candidates, steps[fitting - 1], variant, least)
 
 
 def init_errors(model: Any, rows: Sequence[Row], init: Init) -> list[str]:
@@ -180,12 +186,11 @@ def init_errors(model: Any, rows: Sequence[Row], init: Init) -> list[str]:
     return []
 
 
-def _rows(candidates: Sequence[Linear], rank: float, variant: Variant) -> list[Row]:
-    """The table at a common rank, times the weights, between 1 and the widths."""
+def _rows(candidates: Sequence[Linear], rank: float, variant: Variant, least: int = 1) -> list[Row]:
+    """The table at a common rank, times the weights, between `least` and the widths."""
     tiny = 1e-9  # a step divided and multiplied by a weight again must not fall below the whole number it was
-    return [
-        linear.row(min(linear.max_rank, max(1, int(rank * linear.weight + tiny))), variant) for linear in candidates
-    ]
+    ranks = [min(linear.max_rank, max(least, int(rank * linear.weight + tiny))) for linear in candidates]
+    return [linear.row(rank, variant) for linear, rank in zip(candidates, ranks, strict=True) if rank]
 
 
 def _total(rows: Sequence[Row]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
 
 from registries import PLACEMENTS
-from registries.placements import Budget, LayerSpec, Row, Variant, linears, ranked, resolve_budget
+from registries.placements import Budget, LayerSpec, Linear, Row, Variant, linears, ranked, resolve_budget
 from registries.registry import UserError
 
 Score = Literal["gradient", "fisher", "feature_norm"]
@@ -23,10 +24,11 @@ def importance(
     batches: Annotated[int, Ge(1)] = 8,
     roles: Annotated[list[str], MinLen(1)] | None = None,
     layers: LayerSpec = "all",
-    rank: Annotated[int, Ge(1)] = 16,
+    rank: Annotated[int, Ge(1)] | None = None,
+    sharpness: Annotated[float, Gt(0)] = 0.25,
     variant: Variant = "lora",
 ) -> list[Row]:
-    """The linear layers with the highest scores, as many as the budget allows.
+    """Ranks by the score of each linear layer, as high as the budget allows; or one rank where the scores are highest.
 
     Args:
         model: whatever has the model's `config`.
@@ -36,7 +38,9 @@ def importance(
         batches: of the training data that it is measured on.
         roles: to choose from, as roles or prefixes; None: all.
         layers: to choose from, a layer spec.
-        rank: of every addition.
+        rank: of every addition, in the layers with the highest scores; None: in proportion to score ** sharpness, where
+            that is at least 1.
+        sharpness: how much of the scores' differences the ranks follow; near 0 all layers get the same.
         variant: whose parameters are counted.
 
     Raises:
@@ -44,17 +48,28 @@ def importance(
     """
     budget = resolve_budget(model, budget, variant)
     candidates = linears(model, roles or ["attention", "mlp"], layers)
+    if rank is not None:
+        return _highest(candidates, scores, budget, rank, variant)
+    best = max(scores[linear.module] for linear in candidates)
+    weighted = [replace(each, weight=max(1e-9, scores[each.module] / best) ** sharpness) for each in candidates]
+    return ranked(weighted, 1, budget, variant, least=0)
+
+
+def _highest(
+    candidates: Sequence[Linear], scores: Mapping[str, float], budget: int, rank: int, variant: Variant
+) -> list[Row]:
+    """Additions of one rank where the scores are highest, as many as the budget allows."""
     rows = {row.module: row for row in ranked(candidates, rank, None, variant)}
     smallest, total = min(row.parameters for row in rows.values()), sum(row.parameters for row in rows.values())
     if not smallest <= budget <= total:
         raise UserError(
             f"placement.budget={budget:,} cannot be met at placement.rank={rank}: the smallest layer takes "
             f"{smallest:,} parameters, all together {total:,}. The nearest is "
-            f"placement.budget={smallest if budget < smallest else total}; a lower rank takes less, a higher one more"
+            f"placement.budget={smallest if budget < smallest else total}; a lower rank takes less, a higher one more, "
+            "and placement.rank=null decides it"
         )
-    best = sorted(rows.values(), key=lambda row: scores[row.module], reverse=True)
     chosen, left = set(), budget
-    for row in best:
+    for row in sorted(rows.values(), key=lambda row: scores[row.module], reverse=True):
         if row.parameters <= left:
             chosen.add(row.module)
             left -= row.parameters

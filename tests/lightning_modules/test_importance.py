@@ -3,6 +3,8 @@ from statistics import mean
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_modules.importance import feature_norm, measure_scores
 from lightning_modules.objectives import next_token_nll
@@ -188,3 +190,33 @@ def test_the_highest_scores_are_taken_whatever_the_size():
     budget = sum(linear.row(4, "lora").parameters for linear in candidates if linear.role.startswith("mlp"))
     rows = PLACEMENTS.build("importance", model=model, scores=scores, budget=budget, rank=4)
     assert {row.role.split(".")[0] for row in rows} == {"mlp"}
+
+
+@given(st.floats(0.05, 2), st.floats(0.05, 1), st.integers(0, 5))
+def test_ranks_follow_the_scores_within_the_budget(sharpness, share, seed):
+    model = language_model("llama")
+    candidates = linears(model, ["attention", "mlp"])
+    generator = torch.Generator().manual_seed(seed)
+    scores = {linear.module: float(torch.rand((), generator=generator)) for linear in candidates}
+    budget = int(share * sum(linear.row(16, "lora").parameters for linear in candidates))
+    rows = PLACEMENTS.build("importance", model=model, scores=scores, budget=budget, sharpness=sharpness)
+    assert sum(row.parameters for row in rows) <= budget
+    ranks = {row.module: row.rank for row in rows}
+    order = sorted((linear for linear in candidates if linear.max_rank == 64), key=lambda each: scores[each.module])
+    assert (found := [ranks.get(linear.module, 0) for linear in order]) == sorted(found)
+
+
+def test_without_sharpness_all_layers_get_the_same():
+    model = language_model("llama")
+    scores = {linear.module: 1.0 + index for index, linear in enumerate(linears(model, ["attention", "mlp"]))}
+    options = {"model": model, "budget": "50%"}
+    expected = PLACEMENTS.build("all_linear", **options)
+    assert PLACEMENTS.build("importance", scores=scores, sharpness=1e-6, **options) == expected
+
+
+def test_layers_with_low_scores_are_left_out():
+    model = language_model("llama")
+    candidates = linears(model, ["attention", "mlp"])
+    scores = {linear.module: 1.0 if "mlp" in linear.role else 1e-9 for linear in candidates}
+    rows = PLACEMENTS.build("importance", model=model, scores=scores, budget="10%", sharpness=1.0)
+    assert {row.role.partition(".")[0] for row in rows} == {"mlp"}

@@ -290,7 +290,7 @@ def no_weights(monkeypatch):
         (["placement=suffix", "placement.suffixes=[c_attn]"], "'c_attn' ends no linear layer.*q_proj"),
         (["model.family=gpt2", "placement=suffix", "placement.suffixes=[c_proj]"], "several roles.*attn.c_proj"),
         (["placement=importance"], "placement.budget needs a value"),
-        (["placement=importance", "placement.budget=10"], "budget=10 cannot be met.*budget=2048"),
+        (["placement=importance", "placement.budget=10"], "budget=10 cannot be met.*budget=128"),
         (["placement=importance", "placement.budget=9000", "placement.score=x"], "score='x'.*fisher"),
         (["placement=hybrid", "placement.parts=[]"], "parts.*at least 1"),
         (["placement=hybrid", "placement.parts=[mlp]"], "parts.*dictionary"),

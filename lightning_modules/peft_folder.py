@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.placement import ADAPTER, Placed, lora_parameters
+from lightning_modules.placement import ADAPTER, Placed, inject, lora_parameters
 from registries.registry import UserError
 
 
@@ -60,14 +60,13 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     Raises:
         UserError: the folder holds no adapter.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
     from peft.utils import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no LoRA (no adapter_config.json): the run has not finished")
-    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
-    model.train(model.training)  # what was added, too
+    inject(model, LoraConfig.from_pretrained(str(folder)), ADAPTER)
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     for parameter in lora_parameters(model).values():

@@ -62,7 +62,7 @@ def place(
     Raises:
         UserError: an init that needs batches without any, or one that changes frozen weights which are not float32.
     """
-    from peft import EvaConfig, LoraConfig, LoraGAConfig, inject_adapter_in_model
+    from peft import EvaConfig, LoraConfig, LoraGAConfig
 
     if not rows:
         raise UserError("the placement names no linear layer")
@@ -91,9 +91,7 @@ def place(
     found = _from_inputs(model, config, rows, batches) if init == "eva" else {}
     if init == "lora_ga":
         _measure_gradients(model, config, batches, loss)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    inject(model, config, ADAPTER)
     with torch.no_grad():
         for module, directions in found.items():
             model.get_submodule(module).lora_A[ADAPTER].weight.copy_(directions)
@@ -106,11 +104,20 @@ def place(
                 kept, weight.data = weight.data, weight.data.float()  # whose dtype PEFT would round them to
                 layer.orthogonal_init(ADAPTER)
                 weight.data = kept
-    model.train(model.training)  # what was added, too
     start = {}
     if init in CHANGES_WEIGHTS:
         start = {name: parameter.detach().clone() for name, parameter in lora_parameters(model).items()}
     return Placed(list(rows), config, start)
+
+
+def inject(model: nn.Module, config: Any, adapter: str) -> None:
+    """Put PEFT's layers where its config says, in place, in the mode (training or not) that the model is in."""
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
+        inject_adapter_in_model(config, model, adapter_name=adapter)
+    model.train(model.training)
 
 
 def _from_inputs(model: nn.Module, config: Any, rows: Sequence[Row], batches: Callable) -> dict[str, Tensor]:

@@ -30,7 +30,14 @@ from registries.plugins import import_plugins
 from registries.registry import UserError, defaults, nearest, parameters
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-SUPPLIED = ("shape", "parameters", "cache_dir", "workspace", "scores")  # to components, by the code that builds them
+# Group -> what the code that builds its components gives them, beside what the config does.
+SUPPLIED = {
+    "replacement": ("shape",),
+    "placement": ("model", "scores"),
+    "model": ("cache_dir",),
+    "optimizer": ("parameters",),
+    "recovery": ("workspace",),
+}
 LISTS = ("recovery",)  # groups that take a list of options
 
 
@@ -167,20 +174,17 @@ def _store_options(folders: Sequence[Path]) -> None:
         for name in registry.names():
             if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
                 continue
-            own = _own_keys(registry.get(name))
-            if group == "placement":
-                own.pop("model", None)  # supplied, unlike a core's option of that name
-            node = {"name": name, **defaults(shared), **own}
+            node = {"name": name, **defaults(shared), **_own_keys(registry.get(name), group)}
             ConfigStore.instance().store(group=group, name=name, node=node)
     for name in STAGES.names():
         if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
-            node, package = _own_keys(STAGES.get(name)), f"recovery.{name}"
+            node, package = _own_keys(STAGES.get(name), "recovery"), f"recovery.{name}"
             ConfigStore.instance().store(group="recovery", name=name, node=node, package=package)
 
 
-def _own_keys(component: Any) -> dict[str, Any]:
+def _own_keys(component: Any, group: str) -> dict[str, Any]:
     """Key -> default of what a component takes from the config; ??? where it must be given."""
-    keys = [key for key in parameters(component) if key not in SUPPLIED]
+    keys = [key for key in parameters(component) if key not in SUPPLIED.get(group, ())]
     return {key: defaults(component).get(key, "???") for key in keys}
 
 

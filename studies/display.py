@@ -108,10 +108,15 @@ def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 LEFT_OUT = ("bits/byte", "eval s")
 
 
+def shown_columns(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of a sweep's table, without margins and interval ends, which stand in the cells of others."""
+    known = dict.fromkeys(column for line in lines for column in line)
+    return [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+
+
 def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
     """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
-    known = dict.fromkeys(column for line in lines for column in line)
-    columns = [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+    columns = shown_columns(lines)
     table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
     for column in columns:
         table.add_column(column.removesuffix(".name"), overflow="fold")

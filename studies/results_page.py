@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registries.registry import UserError
-from studies.display import LEFT_OUT, cell
+from studies.display import cell, shown_columns
 from studies.run_folder import runs, write_text
 from studies.sweep import flat_config, group, newest, summary_table, varied_keys
 
@@ -73,8 +73,7 @@ def _settings(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a sweep that trains LoRA: a line for each setting, seeds together, best first."""
     runs = [(Path(result["folder"]), result) for result in results]
     lines = summary_table(group(newest(runs)))
-    known = dict.fromkeys(column for line in lines for column in line)
-    columns = [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+    columns = shown_columns(lines)
     untouched = {f"untouched: {result['baseline']['loss']:.4f}" for result in results}
     rows = [[column.removesuffix(".name") for column in columns], ["---"] * len(columns)]
     rows += [[cell(line, column) for column in columns] for line in lines]

@@ -20,10 +20,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from registries.registry import UserError
+from studies.comparison import CONFIDENCE, ppl_ratio
 from studies.run_folder import read_result, write_text
 
 JOBS = "jobs"
-CONFIDENCE = 0.95
 
 # Title -> metric of the table's columns; those that no run has are left out.
 COLUMNS = {
@@ -112,9 +112,9 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     finished = [setting for setting in settings if setting.runs]
     table, baselines = summary_table(settings), _baselines(runs)
     tables = {"the sweep, by validation loss": table}
-    if any(len(some) > 1 for some in _by_everything_but(LEARNING_RATE, table).values()):
-        best = [some[0] for some in _by_everything_but(LEARNING_RATE, table).values()]
-        tables["each at its best learning rate"] = best
+    alike = _by_everything_but(LEARNING_RATE, table).values()
+    if any(len(some) > 1 for some in alike):
+        tables["each at its best learning rate"] = [some[0] for some in alike]
     for title, lines in tables.items():
         show_settings(title, lines, baselines)
     _write_csv(runs, folder / "summary.csv")
@@ -208,8 +208,6 @@ def _by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tup
 
 def _over(setting: Setting, best: Setting) -> dict[str, float]:
     """The ratio of perplexities on the same documents, with its interval; nothing where they differ."""
-    from studies.comparison import ppl_ratio
-
     try:
         ratio = ppl_ratio(_documents(setting), _documents(best))
     except UserError:  # other data: they do not compare

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -11,6 +10,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor, nn
 
 from lightning_modules.objectives import EndToEnd, Objective
+from lightning_modules.placement import inject
 from lightning_modules.stages import STAGES, Loss, Workspace
 from registries.architectures import architecture_of, modules_of_roles
 from registries.layers import resolve_layers
@@ -74,11 +74,9 @@ def add_lora(
     **others: object,
 ) -> None:
     """Put PEFT's LoRA layers around the linear layers of these roles; the model computes what it did before."""
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
     chosen = replaced if layers == "replaced" else resolve_layers(layers, model.config.num_hidden_layers)
     targets = modules_of_roles(architecture_of(model.config.model_type), roles, chosen)
     config = LoraConfig(target_modules=targets, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # PEFT sets it itself, for GPT-2
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    inject(model, config, ADAPTER)

@@ -171,9 +171,9 @@ def _read(file: Path) -> Tensor | None:
     try:
         with safe_open(file, framework="pt") as content:
             tensor, expected = content.get_tensor("states"), (content.metadata() or {}).get("crc32")
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and has errors of its own
+        if not file.exists():  # it was never there, or another run has removed it meanwhile
+            return None
         log.warning("computing the damaged activations %s anew (%s)", file, error)
         return None
     if str(_crc32(tensor)) != expected:

@@ -80,19 +80,24 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def token_bytes(tokenizer: Any) -> torch.Tensor:
-    """UTF-8 bytes that each token stands for: (vocabulary,), int64; special tokens stand for none.
+    """UTF-8 bytes that each token stands for: (vocabulary,), int64; special tokens stand for none."""
+    return torch.tensor([len(content or b"") for content in token_contents(tokenizer)])
+
+
+def token_contents(tokenizer: Any) -> list[bytes | None]:
+    """The UTF-8 bytes that each token stands for, which may be a part of a character; None for special tokens.
 
     Exact for byte-level BPE, and for SentencePiece up to the space that some of these tokenizers put before a text.
-    For tokenizers that drop spaces it counts the bytes of the words alone.
+    For tokenizers that drop spaces it gives the words alone.
     """
     strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     alphabet = _byte_alphabet(tokenizer)
-    counts = [_string_bytes(string or "", alphabet) for string in strings]
+    contents: list[bytes | None] = [_string_content(string or "", alphabet) for string in strings]
     for index, added in tokenizer.added_tokens_decoder.items():  # these stand for their literal text
-        counts[index] = 0 if added.special else len(added.content.encode())
+        contents[index] = None if added.special else added.content.encode()
     for index in tokenizer.all_special_ids:
-        counts[index] = 0
-    return torch.tensor(counts)
+        contents[index] = None
+    return contents
 
 
 def _tokenize(documents: Iterator[Document], tokenizer: Any, limit: int | None) -> dict[str, torch.Tensor]:
@@ -122,20 +127,20 @@ def _encode(texts: list[str], tokenizer: Any) -> Iterable[list[int]]:
         yield ids
 
 
-def _byte_alphabet(tokenizer: Any) -> frozenset[str]:
+def _byte_alphabet(tokenizer: Any) -> dict[str, int]:
     """The 256 characters that stand for bytes in byte-level tokenizers; empty for all others."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
     if "ByteLevel" not in json.dumps([state.get("pre_tokenizer"), state.get("decoder")]):
-        return frozenset()
-    from tokenizers.pre_tokenizers import ByteLevel
+        return {}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    return frozenset(ByteLevel.alphabet())
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
-def _string_bytes(string: str, alphabet: frozenset[str]) -> int:
-    if alphabet and alphabet.issuperset(string):
-        return len(string)
+def _string_content(string: str, alphabet: dict[str, int]) -> bytes:
+    if alphabet and all(character in alphabet for character in string):
+        return bytes(alphabet[character] for character in string)
     if len(string) == 6 and string.startswith("<0x") and string.endswith(">"):  # SentencePiece's spelling of a byte
-        return 1
-    return len(string.replace("▁", " ").encode())  # U+2581, SentencePiece's spelling of a space
+        return bytes([int(string[3:5], 16)])
+    return string.replace("\u2581", " ").encode()  # SentencePiece's spelling of a space

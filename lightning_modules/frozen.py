@@ -7,18 +7,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data_modules.activations import ActivationCache, place
 from data_modules.token_cache import tensors_sha256
+from lightning_modules.injection import Side, injected, site
 from lightning_modules.inputs import model_inputs
 from lightning_modules.stages import Workspace
 from registries.architectures import architecture_of
-
-Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ class FrozenPrefix:
             if self._changed(workspace):
                 weights = tensors_sha256(self._parameters(model))
                 identity |= {"changes": workspace.changes, "weights below": weights}
-            last = f"{self.blocks}.{self.layers - 1}"
-            self.states = FrozenStates(model, {"states": (last, "output")}, workspace.activations, identity)
+            self.states = FrozenStates(model, {"states": site(model, self.layers)}, workspace.activations, identity)
 
     def reserve(self, rows: Tensor, visits: int) -> None:
         """Make room in the cache for that many visits of rows."""
@@ -191,20 +189,8 @@ class FrozenPrefix:
         if self.states is None:
             yield
             return
-        states = self.states(rows)["states"]
-        below = list(self.model.get_submodule(self.blocks))[: self.layers]
-        for block in below:
-            block.forward = _pass_on
-        below[-1].forward = lambda *args, **kwargs: states
-        try:
+        with injected(self.model, self.layers, self.states(rows)["states"]):
             yield
-        finally:
-            for block in below:
-                del block.forward  # the instance's own, which hides that of its class
-
-
-def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
 
 
 def lowest_layer(trained: Sequence[str], blocks: str) -> int:

@@ -4,6 +4,7 @@ from registries.registry import Registry, UserError
 
 ATTENTION = Registry("attention replacement", package="registries.attention")
 PLACEMENTS = Registry("LoRA placement", package="registries.placements")
+ADAPTERS = Registry("adapter", package="registries.adapters")
 MODELS = Registry("model", package="registries.models")
 
-__all__ = ["ATTENTION", "MODELS", "PLACEMENTS", "Registry", "UserError"]
+__all__ = ["ADAPTERS", "ATTENTION", "MODELS", "PLACEMENTS", "Registry", "UserError"]

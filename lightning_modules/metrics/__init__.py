@@ -1,6 +1,7 @@
 """Metrics, as torchmetrics metrics: state that adds up over batches and processes."""
 
 from lightning_modules.metrics.document_nll import DocumentNLL
+from lightning_modules.metrics.linear_cka import LinearCKA
 from lightning_modules.metrics.token_nll import TokenNLL
 
-__all__ = ["DocumentNLL", "TokenNLL"]
+__all__ = ["DocumentNLL", "LinearCKA", "TokenNLL"]

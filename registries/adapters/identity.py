@@ -1,0 +1,22 @@
+"""The identity: what a model's states are worth to another one of the same width as they are."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from registries import ADAPTERS
+from registries.adapters import Pairs, equal_widths
+
+
+@ADAPTERS.register("identity", check=equal_widths)
+class Identity(nn.Module):
+    """Hands the source's states on as they are."""
+
+    def __init__(self, source_width: int, target_width: int):
+        super().__init__()
+
+    def fit(self, pairs: Pairs) -> None:
+        """There is nothing to fit."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states

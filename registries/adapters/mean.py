@@ -1,0 +1,25 @@
+"""The target's mean state at every position: what the target's remaining layers can do without any states."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from registries import ADAPTERS
+from registries.adapters import AffineMap, Pairs
+from registries.adapters.moments import gather
+
+
+@ADAPTERS.register("mean")
+class Mean(nn.Module):
+    """The target's mean state, whatever the source's is: the floor of every comparison."""
+
+    def __init__(self, source_width: int, target_width: int):
+        super().__init__()
+        self.map = AffineMap(source_width, target_width)
+
+    def fit(self, pairs: Pairs) -> None:
+        """Find the mean."""
+        self.map.set(self.map.weight, *gather(pairs).everything.means())
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.map(states)

@@ -1,0 +1,31 @@
+"""A random rotation: what the right mean and the right scale alone are worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from registries import ADAPTERS
+from registries.adapters import AffineMap, Pairs
+from registries.adapters.moments import gather
+
+
+@ADAPTERS.register("random_orthogonal")
+class RandomOrthogonal(nn.Module):
+    """A (semi-)orthogonal matrix drawn at random, between the centred states, with the target's mean and variance."""
+
+    def __init__(self, source_width: int, target_width: int):
+        super().__init__()
+        self.map = AffineMap(source_width, target_width)
+        nn.init.orthogonal_(self.map.weight)
+
+    def fit(self, pairs: Pairs) -> None:
+        """Find means and scale."""
+        found = gather(pairs).everything
+        means = found.means()
+        scatter, rotation = found.about(*means), self.map.weight.double()
+        spread = torch.einsum("ij,ik,kj->", rotation, scatter.xx, rotation)  # of the rotated states
+        self.map.set(rotation * (scatter.yy / spread.clamp(min=1e-30)).sqrt(), *means)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.map(states)

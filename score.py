@@ -21,8 +21,8 @@ def score(cfg: Any) -> dict[str, Any]:
     """
     from data_modules import build_data_module
     from lightning_modules.building import load_language_model, load_module, plain
+    from lightning_modules.cross_model import require_one_model
     from lightning_modules.options import build_source
-    from lightning_modules.samples import continue_texts
     from lightning_modules.training import evaluate
     from studies.harness import run_tasks
 
@@ -36,10 +36,11 @@ def score(cfg: Any) -> dict[str, Any]:
         tokenizer = source.tokenizer()
     if cfg["prompt"] is not None:
         module = module or load_language_model(cfg, source, tokenizer)
-        (text,) = continue_texts(module.model, tokenizer, [cfg["prompt"]], cfg["samples"]["max_new_tokens"])
+        (text,) = module.continue_texts([cfg["prompt"]], cfg["samples"]["max_new_tokens"])
         return {"prompt": cfg["prompt"], "text": text}
     if cfg["tasks"]:
         module = module or load_language_model(cfg, source, tokenizer)
+        require_one_model(module, "a task of the harness")
         options = {key: cfg[key] for key in ("task_path", "limit", "num_fewshot")}
         return run_tasks(module, cfg["tasks"], **options, batch_size=cfg["dataset"]["batch_size"])
     data = build_data_module(cfg, tokenizer)

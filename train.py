@@ -44,8 +44,11 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     from studies.controls import record_ratios
     from studies.display import say, show_scores
     from studies.recording import open_run, recording
-    from studies.replacement_study import study
 
+    if cfg["adapter"]["name"] == "none":
+        from studies.replacement_study import study
+    else:
+        from studies.cross_model_study import study
     seed_everything(cfg["seed"], workers=True, verbose=False)
     source = build_source(cfg)
     tokenizer = source.tokenizer()

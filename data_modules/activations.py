@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class ActivationCache:
         self.enabled = enabled
         self._uncached: set[str] = set()  # places for which there is no room
 
-    def reserve(self, places: Sequence[str], blocks: Tensor, entries: int, entry_bytes: int) -> bool:
+    def reserve(self, places: Sequence[str], blocks: Iterable[Tensor], entries: int, entry_bytes: int) -> bool:
         """Make room at each place, before the work that needs it starts.
 
         Args:

@@ -26,10 +26,12 @@ class Paired(NamedTuple):
         tokens: (source length,) the source's tokens.
         index: (length,) for each target token, the last source token that ends no later; -1 where there is none, or
             where it is one that begins a text and tells nothing of it.
+        back: (source length,) the same for each source token, of the target's tokens.
     """
 
     tokens: Tensor
     index: Tensor
+    back: Tensor
 
 
 class Pairing:
@@ -57,7 +59,7 @@ class Pairing:
     def __call__(self, tokens: Tensor) -> Paired:
         """Pair a text: (length,) tokens of the target."""
         if self.equal:
-            return Paired(tokens, torch.arange(len(tokens)))
+            return Paired(tokens, torch.arange(len(tokens)), torch.arange(len(tokens)))
         source: list[int] = []
         source_ends: list[int] = []
         target_ends: list[int] = []
@@ -77,13 +79,17 @@ class Pairing:
                     source_ends.append(place)
         if not source:
             raise UserError("a block of tokens holds no text that the source could read")
-        index = torch.searchsorted(torch.tensor(source_ends), torch.tensor(target_ends), right=True) - 1
-        silent = torch.tensor([self._is_silent(token) for token in source])
-        return Paired(torch.tensor(source), index.masked_fill(silent[index.clamp(min=0)], NONE))
+        read = _ends_in_time(source_ends, target_ends, [self._is_silent(token) for token in source])
+        back = _ends_in_time(target_ends, source_ends, [self._begins(token) for token in tokens.tolist()])
+        return Paired(torch.tensor(source), read, back)
 
     def _is_silent(self, token: int) -> bool:
         """Whether a token of the source stands for nothing that is in the text, as one that begins it."""
         return self.source_contents[token] is None and token != self.source.eos_token_id
+
+    def _begins(self, token: int) -> bool:
+        """The same of a token of the target."""
+        return self.contents[token] is None and token != self.end
 
     def _pieces(self, tokens: list[int]) -> Iterator[tuple[list[int], int | None]]:
         """The stretches of text between special tokens, each with the one that closes it (None at the end)."""
@@ -111,6 +117,12 @@ class Pairing:
         elif b"".join(read) != plain:
             ends = _ends_by_offsets(text, offsets)
         return ids, [kept[end - 1] + 1 if end else 0 for end in ends]
+
+
+def _ends_in_time(ends: list[int], others: list[int], silent: list[bool]) -> Tensor:
+    """For each of the others, the last token that ends no later; -1 where there is none, or a silent one."""
+    index = torch.searchsorted(torch.tensor(ends), torch.tensor(others), right=True) - 1
+    return index.masked_fill(torch.tensor(silent)[index.clamp(min=0)], NONE)
 
 
 def _as_text(content: bytes) -> tuple[str, list[int]]:

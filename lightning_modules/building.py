@@ -14,6 +14,7 @@ from data_modules import build_data_module
 from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.cross_model import CrossModelModule
 from lightning_modules.importance import measure_scores
 from lightning_modules.inputs import batch_rows, scored_labels
 from lightning_modules.nll import IGNORED
@@ -34,7 +35,10 @@ from registries.registry import parameters
 BFLOAT16_WIDTH = 512
 PLACEMENT_BATCHES = 8  # of training data, where an init looks at it
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
+BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
 ADAPTER_FOLDER = "adapter"
+ADAPTER_STAGE = "adapter"  # the stage that trains what lies between two models
+LATER_GROUPS = ("placement", "adapter", "source")  # which the configs of earlier versions do not have
 
 
 def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:
@@ -50,7 +54,8 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
             "they do not belong together"
         )
     model.requires_grad_(False)
-    return CausalLMModule(
+    module_class = CausalLMModule if cfg["adapter"]["name"] == "none" else CrossModelModule
+    return module_class(
         model,
         tokenizer,
         optimizer=cfg["optimizer"],
@@ -122,6 +127,10 @@ def build_module(cfg: Any) -> CausalLMModule:
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     operate(module, cfg)
+    if cfg["adapter"]["name"] != "none":
+        from lightning_modules.bridging import bridge_models
+
+        return bridge_models(cfg, module)
     return module
 
 
@@ -137,18 +146,24 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     for name in ("config.yaml", "result.json"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
-    cfg = {"placement": {"name": "none"}, **OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))}
+    cfg = {group: {"name": "none"} for group in LATER_GROUPS} | OmegaConf.to_container(
+        OmegaConf.load(run_dir / "config.yaml")
+    )
     import_plugins(cfg["plugins"])
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     _replace(module, cfg)
     result = json.loads((run_dir / "result.json").read_text())
-    if result["status"] != "finished" or result.get("stages"):  # else there was nothing to train
+    if result["status"] != "finished" or set(result.get("stages", {})) - {ADAPTER_STAGE}:  # else nothing was trained
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
         if cfg["placement"]["name"] != "none":
             load_adapter(module.model, run_dir / ADAPTER_FOLDER)
         restore(module, run_dir / TRAINED_WEIGHTS)
+    if cfg["adapter"]["name"] != "none":
+        from lightning_modules.bridging import reload
+
+        reload(module, cfg, run_dir / BRIDGE_WEIGHTS)
     return module
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
 from lightning_modules.placement import Placed, train_dropouts
+from lightning_modules.samples import continue_texts
 from lightning_modules.stages import Stage, blocks_per_pass
 from lightning_modules.surgery import Surgery, part, thaw, twin
 from registries import UserError
@@ -83,6 +84,10 @@ class CausalLMModule(LightningModule):
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The language model's own forward pass."""
         return self.model(input_ids=input_ids, **kwargs)
+
+    def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """What the model writes after each prompt, by greedy decoding."""
+        return continue_texts(self.model, self.tokenizer, prompts, max_new_tokens)
 
     # Training
 
@@ -160,17 +165,29 @@ class CausalLMModule(LightningModule):
             score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        labels, mask = scored_labels(batch), batch.get("attention_mask")
-        logits = self.model(**model_inputs(batch_rows(batch)), attention_mask=mask, use_cache=False).logits
+        self.score_documents(self.score(self.logits(batch), batch), batch)
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """(batch, length, vocabulary) for a batch."""
+        rows, mask = batch_rows(batch), batch.get("attention_mask")
+        return self.model(**model_inputs(rows), attention_mask=mask, use_cache=False).logits
+
+    def score(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Add a batch's logits to the scores. Returns what `token_nll` gives for them."""
+        labels = scored_labels(batch)
         nll = token_nll(logits, labels)
         self.scores["all"].update(logits, labels, nll)
-        if "documents" in batch:
-            self.documents.update(nll, labels, batch["documents"])
         places = batch.get("position_ids", torch.arange(labels.shape[1], device=labels.device).expand_as(labels))
         for name, targets in self.position_groups.items():
             start, stop, _ = targets.indices(2**31)  # target i is token i + 1
             inside = (places > start) & (places <= stop)
             self.scores[name].update(logits, labels.masked_fill(~inside, IGNORED))
+        return nll
+
+    def score_documents(self, nll: Tensor, batch: dict[str, Tensor]) -> None:
+        """Add a batch's losses, (batch, length - 1), to the scores by document."""
+        if "documents" in batch:
+            self.documents.update(nll, scored_labels(batch), batch["documents"])
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{key}": value for key, value in self.scores["all"].compute().items()}

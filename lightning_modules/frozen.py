@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,6 +119,7 @@ class FrozenStates:
         wanted: name -> (module name, which side of it).
         cache: where they are kept.
         identity: what the states depend on beside the module and the tokens: weights, dtype, code.
+        within: the context for a row in which the model runs on it, if states that it starts from are known.
     """
 
     def __init__(
@@ -127,13 +128,15 @@ class FrozenStates:
         wanted: Mapping[str, tuple[str, Side]],
         cache: ActivationCache,
         identity: Mapping[str, Any],
+        within: Callable[[Tensor], AbstractContextManager] = nullcontext,
     ):
-        self.model, self.wanted, self.cache = model, dict(wanted), cache
+        self.model, self.wanted, self.cache, self.within = model, dict(wanted), cache, within
         self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
 
-    def reserve(self, rows: Tensor, visits: int) -> bool:
-        """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
-        entry_bytes = rows.shape[1] * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
+    def reserve(self, rows: Sequence[Tensor] | Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of rows, the longest ones. Returns whether they will be kept."""
+        longest = max(map(len, rows), default=0)
+        entry_bytes = longest * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
         return self.cache.reserve(list(self.places.values()), rows, min(len(rows), visits), entry_bytes)
 
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
@@ -142,7 +145,8 @@ class FrozenStates:
         return {name: found[where] for name, where in self.places.items()}
 
     def _compute(self, row: Tensor) -> dict[str, Tensor]:
-        calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
+        with self.within(row):
+            calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
         return {self.places[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
 
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from lightning_modules.optimizers import OPTIMIZERS, Schedule
-from registries import ATTENTION, MODELS, PLACEMENTS, UserError
+from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
 from registries.placements import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
 from registries.registry import parameters, signature_errors
 
+Which = Literal["model", "source"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -41,6 +42,30 @@ def placement_options(
     """The keys of the group `placement` that are not the component's."""
 
 
+def adapter_options(
+    layers: str | int | list[int] = "at:50%",
+    source_layers: str | int | list[int] | None = None,
+    shared: bool = False,
+    first_token: Literal["constant", "translate"] = "constant",
+) -> None:
+    """The keys of the group `adapter` that are not the component's."""
+
+
+def adapter_training_options(
+    epochs: Annotated[int, Ge(0)] = 3,
+    lr: Annotated[float, Gt(0)] = 3e-3,
+    batch_size: Annotated[int, Ge(1)] = 1,
+    alignment_weight: Annotated[float, Ge(0)] = 1.0,
+    generation_weight: Annotated[float, Ge(0)] = 0.0,
+    contrastive_weight: Annotated[float, Ge(0)] = 0.0,
+    temperature: Annotated[float, Gt(0)] = 0.07,
+    negatives: Annotated[int, Ge(1)] = 127,
+    contrast: Literal["tokens", "sequences"] = "tokens",
+    metrics_every: Annotated[int, Ge(1)] = 100,
+) -> None:
+    """The keys of the group `adapter` of components that are trained."""
+
+
 def optimizer_options(
     schedule: Schedule = "cosine",
     warmup_steps: Annotated[int, Ge(0)] | None = None,
@@ -57,25 +82,29 @@ def split(group: Mapping[str, Any], shared: Any) -> tuple[dict[str, Any], dict[s
     return {key: value for key, value in group.items() if key in known}, own
 
 
-def source_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the model's source: the keys of its group, and `cache_dir` where it asks for one."""
-    _, arguments = split(cfg["model"], model_options)
-    name = cfg["model"]["name"]
+def source_arguments(cfg: Mapping[str, Any], which: Which = "model") -> dict[str, Any]:
+    """The arguments of a model's source: the keys of its group, and `cache_dir` where it asks for one."""
+    _, arguments = split(cfg[which], model_options)
+    name = cfg[which]["name"]
     if name in MODELS and "cache_dir" in parameters(MODELS.get(name)):
         arguments["cache_dir"] = cfg["cache_dir"]
     return arguments
 
 
-def build_source(cfg: Mapping[str, Any]) -> Any:
-    """The `ModelSource` of `cfg.model`."""
-    return MODELS.build(cfg["model"]["name"], **source_arguments(cfg))
+def build_source(cfg: Mapping[str, Any], which: Which = "model") -> Any:
+    """The `ModelSource` of `cfg.model`, or of the second model, `cfg.source`."""
+    return MODELS.build(cfg[which]["name"], **source_arguments(cfg, which))
 
 
-def check_model(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with `cfg.model`."""
-    shared, _ = split(cfg["model"], model_options)
-    name = cfg["model"]["name"]
-    return signature_errors(model_options, shared, f"model {name!r}") + MODELS.check(name, source_arguments(cfg))
+def check_model(cfg: Mapping[str, Any], which: Which = "model") -> list[str]:
+    """What is wrong with `cfg.model`, or with `cfg.source`."""
+    shared, _ = split(cfg[which], model_options)
+    name = cfg[which]["name"]
+    errors = signature_errors(model_options, shared, f"{which} {name!r}")
+    errors += MODELS.check(name, source_arguments(cfg, which))
+    if which == "source" and not shared.get("freeze", True):
+        errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
+    return errors
 
 
 def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
@@ -138,6 +167,80 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         return error.messages
     return init_errors(stand_in, rows, shared.get("init", "kaiming"))
+
+
+def adapter_arguments(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The keys of `cfg.adapter`: those of all adapters, those of their training, and the component's own."""
+    shared, others = split(cfg["adapter"], adapter_options)
+    training, own = split(others, adapter_training_options)
+    return shared, training, own
+
+
+def resolve_sites(cfg: Mapping[str, Any], source_layers: int, target_layers: int) -> list[tuple[int, int]]:
+    """Pairs of blocks, of the source and of the target, that `cfg.adapter` names; one more than there are blocks.
+
+    Raises:
+        UserError: a layer that a model does not have, or unequal numbers of them.
+    """
+    adapter = cfg["adapter"]
+    try:
+        targets = resolve_layers(adapter["layers"], target_layers + 1)
+    except UserError as error:
+        raise UserError(f"adapter.{line}, the last of which is the final norm" for line in error.messages) from error
+    if adapter["source_layers"] is None:
+        return [(round(layer / target_layers * source_layers), layer) for layer in targets]
+    try:
+        sources = resolve_layers(adapter["source_layers"], source_layers + 1)
+    except UserError as error:
+        lines = (line.replace("layers=", "source_layers=", 1) for line in error.messages)
+        raise UserError(f"adapter.{line}, the last of which is the final norm" for line in lines) from error
+    if len(sources) != len(targets):
+        raise UserError(
+            f"adapter.source_layers names {len(sources)} layers and adapter.layers {len(targets)}: as many are needed, "
+            "or source_layers=null for the same relative depths"
+        )
+    return list(zip(sources, targets, strict=True))
+
+
+def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.adapter` and `cfg.source`, for the model of `cfg.model` (which must be right)."""
+    name, source = cfg["adapter"]["name"], cfg["source"]["name"]
+    if name == "none":
+        return [] if source == "none" else [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"]
+    if source == "none":
+        return [f"adapter={name} reads a second model: choose one (model@source=tiny_phi)"]
+    if errors := check_model(cfg, "source"):
+        return errors
+    shared, training, own = adapter_arguments(cfg)
+    errors = signature_errors(adapter_options, shared, f"adapter {name!r}")
+    errors += signature_errors(adapter_training_options, training, f"adapter {name!r}")
+    widths = {"source_width", "target_width"}
+    configs = [build_source(cfg, which).config() for which in ("source", "model")]
+    if None in configs:  # a hub model that is not here yet: it is checked once it is
+        return errors + ADAPTERS.check(name, own, widths)
+    try:
+        source_shape, target_shape = (shape_of(config) for config in configs)
+    except UserError as error:
+        return errors + error.messages
+    sizes = {"source_width": source_shape.hidden_size, "target_width": target_shape.hidden_size}
+    errors += ADAPTERS.check(name, own, widths, **sizes)
+    if errors:
+        return errors
+    try:
+        resolve_sites(cfg, source_shape.num_layers, target_shape.num_layers)
+    except UserError as error:
+        errors += error.messages
+    return errors + _training_errors(training)
+
+
+def _training_errors(training: Mapping[str, Any]) -> list[str]:
+    weights = [key for key in training if key.endswith("_weight")]
+    errors = []
+    if weights and not any(training[key] for key in weights):
+        errors.append(f"adapter.{', adapter.'.join(weights)} are all 0: there is nothing to train the adapter for")
+    if training.get("contrastive_weight") and training["contrast"] == "sequences" and training["batch_size"] < 2:
+        errors.append("adapter.contrast=sequences compares the blocks of a step: set adapter.batch_size to 2 or more")
+    return errors
 
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def fit(
     options: Mapping[str, Any],
     folder: Path,
     logger: Any = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Throughput:
     """Train the module's current stage, from `<folder>/last.ckpt` on where there is one.
 
@@ -70,7 +70,7 @@ def fit(
         trainer = _trainer(
             options,
             logger=logger,
-            callbacks=[checkpoint, *best, *(callbacks or []), clock],  # the clock last: it times the step alone
+            callbacks=[checkpoint, *best, *callbacks, clock],  # the clock last: it times the step alone
             max_steps=module.stage.steps,
             max_epochs=1,  # the loader goes round for as long as there are steps
             val_check_interval=interval or 1.0,

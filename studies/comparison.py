@@ -1,4 +1,4 @@
-"""Whether one model is better than another: the ratio of their perplexities with a paired confidence interval."""
+"""Whether one model is better than another: ratios with a paired confidence interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Documents = Sequence[tuple[float, int]]  # (summed nll in nats, scored tokens) p
 
 
 class Ratio(NamedTuple):
-    """A ratio of perplexities with the ends of its confidence interval."""
+    """A ratio with the ends of its confidence interval."""
 
     value: float
     low: float
@@ -25,25 +25,52 @@ class Ratio(NamedTuple):
 def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
     """Perplexity over the reference's, on the same documents.
 
-    The logarithm of the ratio is the mean difference of loss per token, r = sum(d_i) / sum(n_i) over documents with
-    n_i tokens and difference d_i: a ratio estimate over k clusters, whose standard error is
-    sqrt(k / (k - 1) sum((d_i - r n_i)^2)) / sum(n_i) (Cochran, Sampling Techniques, 3rd ed., equation 6.13). The
-    interval is Student's with k - 1 degrees of freedom; what both models find hard about a document cancels. With one
-    document it is unbounded.
+    The logarithm of the ratio is the mean difference of loss per token, a ratio of sums over documents: what both
+    models find hard about a document cancels. With one document the interval is unbounded.
 
     Raises:
         UserError: the documents are not the same.
     """
+    _require_same(documents, reference)
+    differences = [ours - theirs for (ours, _), (theirs, _) in zip(documents, reference, strict=True)]
+    return Ratio(*map(perplexity, _ratio_of_sums(differences, [tokens for _, tokens in documents])))
+
+
+def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> Ratio:
+    """How much of the loss between a floor and a ceiling is won back: (floor - ours) / (floor - ceiling).
+
+    1 where nothing is lost, 0 at the floor, less below it; with the confidence interval of a ratio of sums over
+    documents.
+
+    Raises:
+        UserError: the documents are not the same.
+    """
+    _require_same(documents, floor)
+    _require_same(documents, ceiling)
+    won = [low - ours for (ours, _), (low, _) in zip(documents, floor, strict=True)]
+    gap = [low - high for (high, _), (low, _) in zip(ceiling, floor, strict=True)]
+    return _ratio_of_sums(won, gap)
+
+
+def _ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """sum(a_i) / sum(b_i) over k documents with a 95 % confidence interval.
+
+    A ratio estimate r over clusters, whose standard error is sqrt(k / (k - 1) sum((a_i - r b_i)^2)) / |sum(b_i)|
+    (Cochran, Sampling Techniques, 3rd ed., equation 6.13); Student's interval with k - 1 degrees of freedom.
+    """
     from scipy.stats import t
 
-    tokens = [count for _, count in documents]
-    if tokens != [count for _, count in reference]:
-        raise UserError("the two models were not scored on the same documents: they cannot be compared")
-    differences = [ours - theirs for (ours, _), (theirs, _) in zip(documents, reference, strict=True)]
-    total, k = sum(tokens), len(tokens)
-    mean = sum(differences) / total
+    total, k = sum(denominators), len(denominators)
+    if not total:
+        return Ratio(math.nan, -math.inf, math.inf)
+    value = sum(numerators) / total
     if k < 2:
-        return Ratio(perplexity(mean), 0.0, math.inf)
-    residuals = sum((d - mean * n) ** 2 for d, n in zip(differences, tokens, strict=True))
-    margin = t.ppf((1 + CONFIDENCE) / 2, k - 1) * math.sqrt(k / (k - 1) * residuals) / total
-    return Ratio(*(perplexity(value) for value in (mean, mean - margin, mean + margin)))
+        return Ratio(value, -math.inf, math.inf)
+    residuals = sum((a - value * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    margin = t.ppf((1 + CONFIDENCE) / 2, k - 1) * math.sqrt(k / (k - 1) * residuals) / abs(total)
+    return Ratio(value, value - margin, value + margin)
+
+
+def _require_same(documents: Documents, others: Documents) -> None:
+    if [count for _, count in documents] != [count for _, count in others]:
+        raise UserError("the two models were not scored on the same documents: they cannot be compared")

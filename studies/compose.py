@@ -34,6 +34,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 SUPPLIED = {
     "replacement": ("shape",),
     "placement": ("model", "scores"),
+    "adapter": ("source_width", "target_width"),
     "model": ("cache_dir",),
     "optimizer": ("parameters",),
     "recovery": ("workspace",),
@@ -102,7 +103,7 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
                 errors += check(cfg)
     if errors:
         raise UserError(dict.fromkeys(errors))
-    swept_groups = {item.key_or_group for item in swept}
+    swept_groups = {item.package or item.key_or_group for item in swept}
     return [*(_in_sweep(item, swept_groups) for item in parsed), *start], multirun
 
 
@@ -161,7 +162,8 @@ def _store_options(folders: Sequence[Path]) -> None:
     from data_modules import DATASETS
     from data_modules.block_settings import BlockSettings
     from lightning_modules import OPTIMIZERS, STAGES, options
-    from registries import ATTENTION, MODELS, PLACEMENTS
+    from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS
+    from registries.adapters import is_trained
 
     groups = {
         "replacement": (ATTENTION, options.surgery_options),
@@ -169,12 +171,16 @@ def _store_options(folders: Sequence[Path]) -> None:
         "model": (MODELS, options.model_options),
         "optimizer": (OPTIMIZERS, options.optimizer_options),
         "dataset": (DATASETS, BlockSettings),
+        "adapter": (ADAPTERS, options.adapter_options),
     }
     for group, (registry, shared) in groups.items():
         for name in registry.names():
             if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
                 continue
             node = {"name": name, **defaults(shared), **_own_keys(registry.get(name), group)}
+            if group == "adapter":
+                node |= {"defaults": ["/adapter_data@_global_", {"override /model@_global_.source": "tiny_phi"}]}
+                node |= defaults(options.adapter_training_options) if is_trained(name) else {}
             ConfigStore.instance().store(group=group, name=name, node=node)
     for name in STAGES.names():
         if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
@@ -244,7 +250,7 @@ def _compose(
                 option, found = _option(item, allowed)
                 errors.extend(found)
                 if option is None:
-                    undecided.add(item.key_or_group)
+                    undecided.add(item.package or item.key_or_group)
                 else:
                     good.append(option)
             base, changes = composed(*start, *good), []
@@ -335,6 +341,8 @@ def _value_errors(item: Override, base: DictConfig) -> list[str]:
     key = item.key_or_group
     if item.is_delete():
         return [_deletion_error(item)]
+    if key == "source":
+        return [f"{item.input_line}: the second model is chosen by model@source={item.input_line.partition('=')[2]}"]
     if item.is_add() or item.is_force_add() or key.split(".")[0] == "hydra":
         return []
     parent, _, last = key.rpartition(".")

@@ -96,6 +96,27 @@ def show_scores(result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def show_crossing(metrics: Mapping[str, float]) -> None:
+    """The table of a cross-model study: both models alone, every control, and the adapter, on the validation text."""
+    columns = {
+        "loss": "loss",
+        "ppl": "perplexity",
+        "bpb": "bits/byte",
+        "gap_closed": "gap closed",
+        "kl": "KL",
+        "r2": "R2",
+        "cosine": "cosine",
+        "retrieval_at_1": "retrieval",
+        "cka": "CKA",
+    }
+    names = [name.split("/")[1] for name in metrics if name.startswith("control/") and name.endswith("val/loss")]
+    rows = {"source alone": "source/", "target alone": "target/", **{name: f"control/{name}/val/" for name in names}}
+    table = _table("the target's validation text, read through the source", "states", columns.values())
+    for label, prefix in {**rows, "adapter": "val/"}.items():
+        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+    console.print(table)
+
+
 def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A plain table."""
     table = _table(None, titles[0], titles[1:])

@@ -26,11 +26,13 @@ def export(run: Path, folder: Path, dtype: str | None = None) -> None:
     import torch
 
     from lightning_modules import load_module
+    from lightning_modules.cross_model import require_one_model
     from lightning_modules.exported import SURGERY_FILE
     from lightning_modules.placement import merge
     from lightning_modules.recovery import recovery_plan
 
     module = load_module(run)
+    require_one_model(module, "an exported folder")
     result = json.loads((run / "result.json").read_text())
     model = module.model if dtype is None else module.model.to(getattr(torch, dtype))
     merge(model)  # placed LoRA; the run's own folder has it apart

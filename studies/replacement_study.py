@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +21,6 @@ from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
 from lightning_modules.preflight import in_float32, logits, preflight, probe, require
 from lightning_modules.recovery import build_stages
-from lightning_modules.samples import continue_texts
 from lightning_modules.stages import Stage
 from lightning_modules.surgery import bias_range
 from lightning_modules.training import fit
@@ -43,11 +43,14 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
     identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
-    baselines = _baseline(cfg, module, data, record, identity)
-    _surgery(cfg, module, data, record)
-    stages, trained = _stages(cfg, module, data, identity), set()
+    baselines = score_baseline(cfg, module, data, record, identity)
+    sample_baseline(cfg, module, data, record, identity)
+    operate_and_check(cfg, module, data, record)
+    stages, trained = recovery_stages(cfg, module, data, identity), set()
+    if not stages:
+        say("nothing to train: nothing is replaced or placed and model.freeze is true, or no steps are asked for")
     for name, stage in stages.items():
-        trained |= {id(parameter) for parameter in _train(cfg, module, data, record, name, stage).values()}
+        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
         last = name == list(stages)[-1]  # its score is the final one
         if not last and f"{name}/loss" not in record.metrics:
             say(f"scoring after {name}")
@@ -58,15 +61,15 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
         speed = _final(cfg, module, data, record, parameters, list(stages)[-1])
     else:
         speed = _unchanged(record, baselines)
-    _costs(module, record, parameters, speed)
-    _figure(record, list(stages))
+    record_costs(module, record, parameters, speed)
+    plot_curves(record, list(stages))
 
 
-def _baseline(
+def score_baseline(
     cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
 ) -> dict[str, Scores]:
-    """The untouched model: scores on validation and test, and samples; from the cache where they are known."""
-    baselines, samples = {}, cfg["samples"]
+    """The scores of the untouched model on validation and test; from the cache where they are known."""
+    baselines = {}
     for prefix, split in SPLITS.items():
         say(f"scoring the untouched model on {split}")
         blocks = data.sha256(split)
@@ -77,15 +80,22 @@ def _baseline(
         baseline = {f"{prefix}{name}": value for name, value in {**scores.metrics, **machine}.items()}
         record.folder.result["baseline"] |= baseline
         scores.record(record, f"baseline/{prefix}")
-    if samples["max_new_tokens"] and samples["prompts"]:
-        say("continuing the prompts with the untouched model")
-        key = ["samples", identity, samples, _prompts(cfg, data)]
-        texts = cached(cfg["cache_dir"], key, lambda: {"texts": _samples(cfg, module, data)})
-        _write_samples(cfg, record, "before", texts["texts"])
     return baselines
 
 
-def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
+def sample_baseline(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+) -> None:
+    """What the untouched model makes of the prompts; from the cache where it is known."""
+    samples = cfg["samples"]
+    if samples["max_new_tokens"] and samples["prompts"]:
+        say("continuing the prompts with the untouched model")
+        key = ["samples", identity, samples, model_prompts(cfg, data)]
+        texts = cached(cfg["cache_dir"], key, lambda: {"texts": continue_prompts(cfg, module, data)})
+        write_samples(cfg, record, "before", texts["texts"])
+
+
+def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
     """Operate, check what the operation claims, and score what was replaced before any training."""
     if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
         return
@@ -115,19 +125,22 @@ def _surgery(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModu
         score(cfg, module, data, "validation").record(record, "swap/")
 
 
-def _stages(
+def recovery_stages(
     cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, identity: Mapping[str, str]
 ) -> dict[str, Stage]:
     """The stages of the recovery, with all that they share."""
     rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
-    stages = build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
-    if not stages:
-        say("nothing to train: nothing is replaced or placed and model.freeze is true, or no steps are asked for")
-    return stages
+    return build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
 
 
-def _train(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, name: str, stage: Stage
+def train_stage(
+    cfg: Mapping[str, Any],
+    module: CausalLMModule,
+    data: BlockDataModule,
+    record: Record,
+    name: str,
+    stage: Stage,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train one stage, or take what it trained from the folder if it was finished before. Returns its parameters."""
     module.begin(name, stage)
@@ -146,8 +159,8 @@ def _train(
         for logger in record.loggers:
             logger.first_step = first_step
         loader = data.fit_loader(stage.steps, start, stage.batch_size, name)
-        clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers)
-        _save(parameters, folder / "weights.safetensors")
+        clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers, callbacks)
+        save_weights(parameters, folder / "weights.safetensors")
         if stage.scope == "layers":
             record.folder.record(**_held_out(module, stage, data, name))
         done[name] = {
@@ -200,11 +213,7 @@ def _final(
     last_stage: str,
 ) -> Scores:
     """Save the trained weights; score on validation (what is returned) and test; samples."""
-    if module.placement is not None:
-        base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
-        save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
-        trained = plain_weights(module.model, module.placement, trained)
-    _save(trained, record.folder.path / TRAINED_WEIGHTS)
+    save_trained(cfg, module, record, trained)
     say("final score on validation")
     scores = score(cfg, module, data, "validation")
     scores.record(record, f"{last_stage}/")
@@ -213,8 +222,17 @@ def _final(
     score(cfg, module, data, "test").record(record, "test/")
     if (record.folder.path / "samples.json").is_file():
         say("continuing the prompts with the trained model")
-        _write_samples(cfg, record, "after", _samples(cfg, module, data))
+        write_samples(cfg, record, "after", continue_prompts(cfg, module, data))
     return scores
+
+
+def save_trained(cfg: Mapping[str, Any], module: CausalLMModule, record: Record, trained: Mapping[str, Any]) -> None:
+    """Save the trained weights; placed LoRA as a folder that PEFT loads."""
+    if module.placement is not None:
+        base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
+        save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
+        trained = plain_weights(module.model, module.placement, trained)
+    save_weights(trained, record.folder.path / TRAINED_WEIGHTS)
 
 
 def _unchanged(record: Record, baselines: Mapping[str, Scores]) -> Scores:
@@ -224,7 +242,7 @@ def _unchanged(record: Record, baselines: Mapping[str, Scores]) -> Scores:
     return baselines[""]
 
 
-def _costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], speed: Scores) -> None:
+def record_costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], speed: Scores) -> None:
     """Record parameters, time, throughput and memory."""
     done = record.folder.result.get("stages", {})
     costs = {
@@ -242,7 +260,7 @@ def _costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], s
     record.folder.record(**costs)
 
 
-def _figure(record: Record, stages: list[str]) -> None:
+def plot_curves(record: Record, stages: list[str]) -> None:
     """The training curves, with the losses of the model's states as levels."""
     names = ("baseline", "swap", *stages[:-1], "val")
     levels = {name: record.metrics[f"{name}/loss"] for name in names if f"{name}/loss" in record.metrics}
@@ -250,16 +268,16 @@ def _figure(record: Record, stages: list[str]) -> None:
     plot_losses(curves, levels, record.folder.path / "figures" / "loss.png")
 
 
-def _samples(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> list[str]:
-    return continue_texts(module.model, module.tokenizer, _prompts(cfg, data), cfg["samples"]["max_new_tokens"])
+def continue_prompts(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> list[str]:
+    return module.continue_texts(model_prompts(cfg, data), cfg["samples"]["max_new_tokens"])
 
 
-def _prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
+def model_prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
     """The prompts as the model gets them."""
     return [data.as_prompt(text) for text in cfg["samples"]["prompts"]]
 
 
-def _write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: list[str]) -> None:
+def write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: list[str]) -> None:
     file = record.folder.path / "samples.json"
     samples = (
         json.loads(file.read_text()) if file.is_file() else [{"prompt": text} for text in cfg["samples"]["prompts"]]
@@ -269,7 +287,7 @@ def _write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: lis
     write_text(file, json.dumps(samples, indent=2, ensure_ascii=False))
 
 
-def _save(parameters: Mapping[str, Any], file: Path) -> None:
+def save_weights(parameters: Mapping[str, Any], file: Path) -> None:
     """Write weights as safetensors, aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

@@ -90,7 +90,10 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     errors += signature_errors(activation_options, dict(cfg["activations"]), "activations")
     errors += (trainer_errors := _trainer_errors(cfg["trainer"]))
     model_errors = options.check_model(cfg)
-    surgery_errors = model_errors or [*options.check_replacement(cfg), *options.check_placement(cfg)]
+    if cfg["model"]["name"] == "none":
+        model_errors.append("model=none: a study needs a model; only the second one (model@source) may be none")
+    operations = (options.check_replacement, options.check_placement, options.check_adapter)
+    surgery_errors = model_errors or [error for check in operations for error in check(cfg)]
     errors += surgery_errors
     dataset_errors = data_modules.check(cfg["dataset"])
     errors += options.check_optimizer(cfg) + dataset_errors

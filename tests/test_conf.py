@@ -10,8 +10,16 @@ import train
 from data_modules import DATASETS
 from data_modules.block_settings import BlockSettings
 from lightning_modules import OPTIMIZERS, STAGES
-from lightning_modules.options import model_options, optimizer_options, placement_options, surgery_options
-from registries import ATTENTION, MODELS, PLACEMENTS
+from lightning_modules.options import (
+    adapter_options,
+    adapter_training_options,
+    model_options,
+    optimizer_options,
+    placement_options,
+    surgery_options,
+)
+from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS
+from registries.adapters import is_trained
 from registries.registry import defaults, parameters
 from studies import schema
 
@@ -22,9 +30,18 @@ REGISTRIES = {
     "placement": (PLACEMENTS, placement_options),
     "dataset": (DATASETS, BlockSettings),
     "optimizer": (OPTIMIZERS, optimizer_options),
+    "adapter": (ADAPTERS, adapter_options),
 }
-SUPPLIED = {"shape", "parameters", "cache_dir", "scores"}  # by the code that builds, not by the config
+SUPPLIED = {
+    "shape",
+    "parameters",
+    "cache_dir",
+    "scores",
+    "source_width",
+    "target_width",
+}  # by the code that builds, not by the config
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+OPTIONS.remove(("model", "none"))  # of the second model alone
 COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTRIES and name != "none"]
 
 SAVES_MEMORY = {"accumulate_grad_batches": 16, "gradient_checkpointing": True, "loss_chunk_size": 64}
@@ -35,20 +52,28 @@ CHOSEN = {
     "dataset": {"block_size", "train_size", "val_size", "test_size", "batch_size"},  # each dataset its own
     "optimizer": {"lr"},  # smaller than AdamW's: what is trained starts close to where it should end
     "replacement": {"layers"},  # [0] is how a user types the same layer as first:1
+    "adapter": {"first_token", "lr"},  # the identity changes nothing at all; matrices bear a larger rate
 }
 
 
 # What has no default.
-NEEDED = {"importance": ["placement.budget=1000000"], "suffix": ["placement.suffixes=[q_proj]"]}
+NEEDED = {
+    "importance": ["placement.budget=1000000"],
+    "suffix": ["placement.suffixes=[q_proj]"],
+    "identity": ["model@source=smollm2_135m"],
+}
 
 
 def content(group, name):
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    values.pop("defaults", None)
+    return values
 
 
 def code_defaults(group, name):
     registry, shared = REGISTRIES[group]
-    return {**defaults(shared), **defaults(registry.get(name))}
+    training = defaults(adapter_training_options) if group == "adapter" and is_trained(name) else {}
+    return {**defaults(shared), **training, **defaults(registry.get(name))}
 
 
 @pytest.mark.parametrize("group", REGISTRIES)
@@ -74,7 +99,8 @@ def test_stages_have_a_yaml_each_with_their_keys_and_defaults():
 def test_keys_are_those_that_the_component_takes(group, name):
     registry, shared = REGISTRIES[group]
     own = set(parameters(registry.get(name))) - ({"model"} if group == "placement" else set())
-    expected = {"name", *parameters(shared), *own} - SUPPLIED
+    training = set(parameters(adapter_training_options)) if group == "adapter" and is_trained(name) else set()
+    expected = {"name", *parameters(shared), *training, *own} - SUPPLIED
     assert set(content(group, name)) == expected
 
 

@@ -52,6 +52,11 @@ class AffineMap(nn.Module):
             setattr(self, name, value.to(getattr(self, name)))
 
 
+def is_trained(name: str) -> bool:
+    """Whether an adapter of this name has anything to train; the others are done when they are fitted."""
+    return any(True for _ in ADAPTERS.build(name, source_width=4, target_width=4).parameters())
+
+
 def equal_widths(source_width: int, target_width: int) -> list[str]:
     """What is wrong with the identity between these widths."""
     if source_width == target_width:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from registries.adapters import Pairs
 from registries.registry import UserError
 
-HELD_OUT = 10  # one batch of so many
+HELD_OUT = 10  # one of so many
 
 
 class Scatter(NamedTuple):
@@ -69,21 +70,26 @@ class Statistics(NamedTuple):
 def gather(pairs: Pairs) -> Statistics:
     """The statistics of paired rows, in one pass; what is gathered already is handed on.
 
-    Every tenth batch is held out; of fewer than ten batches, the last tenth of the rows of each.
+    The last tenth of the batches is held out where their number is known, since batches that lie apart are of other
+    texts (a ridge that is chosen on blocks between those it is fitted on is ten times too weak for new documents);
+    else every tenth. Of fewer than ten batches, it is the last tenth of the rows of each.
 
     Raises:
         UserError: there are no rows, or some are not finite.
     """
     if isinstance(pairs, Statistics):
         return pairs
+    total = len(pairs) if isinstance(pairs, Sized) else None
     pairs = iter(pairs)
     first = list(islice(pairs, HELD_OUT))
     found = Statistics(Moments(), Moments())
     for index, (x, y) in enumerate(chain(first, pairs)):
         if len(first) < HELD_OUT:
             cut = len(x) - max(1, len(x) // HELD_OUT)
-        else:
+        elif total is None:
             cut = 0 if index % HELD_OUT == HELD_OUT - 1 else len(x)
+        else:
+            cut = 0 if index >= total - total // HELD_OUT else len(x)
         for part, rows in ((found.fitted, slice(cut)), (found.held_out, slice(cut, None))):
             if len(x[rows]):
                 part.add(x[rows], y[rows])

@@ -9,7 +9,7 @@ from registries import ADAPTERS
 from registries.adapters import AffineMap, Pairs
 from registries.adapters.moments import gather
 
-STRENGTHS = [10.0**power for power in range(-8, 3)]  # of the mean variance of a source channel
+STRENGTHS = [10.0 ** (power / 2) for power in range(-16, 5)]  # of the mean variance of a source channel
 
 
 @ADAPTERS.register("ridge")

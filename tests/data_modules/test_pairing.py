@@ -20,7 +20,26 @@ def sentencepiece(prefix: str = "always", normalizer=None, start: bool = True):
     """As Llama's and Gemma's: spaces are ▁, one may come before the text, unknown characters are bytes."""
     from tokenizers.processors import TemplateProcessing
 
-    words = ["▁the", "th", "▁qu", "ick", "▁fo", "x", "the", "▁", "e", "é", "caf", "日本", "▁na", "ve", "\n", ".", ",", "o"]
+    words = [
+        "▁the",
+        "th",
+        "▁qu",
+        "ick",
+        "▁fo",
+        "x",
+        "the",
+        "▁",
+        "e",
+        "é",
+        "caf",
+        "日本",
+        "▁na",
+        "ve",
+        "\n",
+        ".",
+        ",",
+        "o",
+    ]
     specials = ["<s>", "</s>", "<unk>"]
     vocabulary = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *words, *"thqukicfonva"]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(vocabulary))}

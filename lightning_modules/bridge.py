@@ -1,0 +1,242 @@
+"""Between two models: the states of the one at the text of the other, and their translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.activations import ActivationCache
+from data_modules.pairing import NONE, Paired, Pairing
+from lightning_modules.frozen import FrozenStates
+from lightning_modules.injection import injected, site
+from registries.adapters import Adapter
+from registries.adapters.moments import Moments, Statistics, gather
+from registries.architectures import shape_of
+
+FirstToken = Literal["constant", "translate"]
+
+
+class Site(NamedTuple):
+    """Where states are read from the source, and where they are put into the target: the blocks that they enter."""
+
+    source: int
+    target: int
+
+
+class States(NamedTuple):
+    """What both models have at the tokens of a block of text.
+
+    Attributes:
+        source: (length, source width), the source's states at the tokens that are paired with the target's.
+        target: (length, target width), the target's own states.
+        paired: (length,), where there is a source state.
+    """
+
+    source: Tensor
+    target: Tensor
+    paired: Tensor
+
+
+class PairedStates:
+    """The hidden states of two frozen models on the same blocks of text; each model reads each block once.
+
+    Args:
+        pairing: of their tokens.
+        source: the model that is read.
+        target: the model that is written to.
+        sites: of both.
+        cache: where the states are kept.
+        source_identity: what the source's states depend on beside layer and tokens: weights, dtype, code.
+        target_identity: the same of the target.
+        first_token: `constant`: the first token of a text has no source state, nor has one that is paired with the
+            source's first. Models look at a text's first token when there is nothing to look at, and give it a state
+            that is far from all others (of 25,000 where the others' norms are 150, in the middle of SmolLM2).
+    """
+
+    def __init__(
+        self,
+        pairing: Pairing,
+        source: nn.Module,
+        target: nn.Module,
+        sites: Sequence[Site],
+        cache: ActivationCache,
+        source_identity: Mapping[str, Any],
+        target_identity: Mapping[str, Any],
+        first_token: FirstToken = "constant",
+    ):
+        self.pairing, self.sites, self.first_token = pairing, list(sites), first_token
+        self.source = FrozenStates(source, _wanted(source, [each.source for each in sites]), cache, source_identity)
+        self.target = FrozenStates(target, _wanted(target, [each.target for each in sites]), cache, target_identity)
+        self.last = shape_of(target.config).num_layers
+        self.final = FrozenStates(target, _wanted(target, [self.last]), cache, target_identity, self._from_highest)
+        self._paired: dict[bytes, Paired] = {}
+
+    def paired(self, tokens: Tensor) -> Paired:
+        """The source's tokens for (length,) tokens of the target; on the CPU."""
+        key = _key(tokens)
+        if key not in self._paired:
+            self._paired[key] = self.pairing(tokens.cpu())
+        return self._paired[key]
+
+    def reserve(self, blocks: Tensor) -> bool:
+        """Make room in the cache for blocks of the target, (blocks, length). Returns whether they will be kept."""
+        kept = self.source.reserve([self.paired(block).tokens for block in blocks], len(blocks))
+        return self.target.reserve(blocks, len(blocks)) and kept
+
+    def __call__(self, tokens: Tensor) -> dict[Site, States]:
+        """The states at every site for a block of the target, (length,)."""
+        source, paired = self.read(tokens)
+        target = self.target(tokens[None].to(self.target.model.device))
+        return {
+            each: States(source[each], target[str(each.target)][0].to(tokens.device), paired) for each in self.sites
+        }
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """What leaves the target's last block when it reads the block itself, (length, target width)."""
+        return self.final(tokens[None].to(self.target.model.device))[str(self.last)][0].to(tokens.device)
+
+    def _from_highest(self, row: Tensor) -> AbstractContextManager:
+        """The target as it goes on from its own states at the highest site."""
+        highest = max(each.target for each in self.sites)
+        return injected(self.target.model, highest, self.target(row)[str(highest)])
+
+    def read(self, tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor]:
+        """Only what the source has at a block of the target: its states by site, and where there are any."""
+        paired = self.paired(tokens)
+        states = self.source(paired.tokens[None].to(self.source.model.device))
+        index = paired.index.to(tokens.device)
+        found = {each: states[str(each.source)][0].to(tokens.device)[index.clamp(min=0)] for each in self.sites}
+        return found, has_state(index, self.first_token)
+
+
+def has_state(index: Tensor, first_token: FirstToken) -> Tensor:
+    """Where tokens have a state of the other model, given the places of the tokens paired with them, (length,)."""
+    if first_token == "translate":
+        return index != NONE
+    there = index > 0
+    there[0] = False
+    return there
+
+
+class ShuffledStates:
+    """Paired states of which the source's are of another block of the same length: right in kind, wrong in content.
+
+    Args:
+        states: the right ones.
+        blocks: (blocks, length), what will be asked for; each gets the next one's.
+    """
+
+    def __init__(self, states: PairedStates, blocks: Tensor):
+        self.states, self.sites, self.first_token, self.last = states, states.sites, states.first_token, states.last
+        self._next = {_key(block): other for block, other in zip(blocks, blocks.roll(-1, 0), strict=True)}
+
+    def __call__(self, tokens: Tensor) -> dict[Site, States]:
+        """As `PairedStates`."""
+        found, there = self.read(tokens)
+        right = self.states(tokens)
+        return {each: States(found[each], right[each].target, there) for each in self.sites}
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """As `PairedStates`."""
+        return self.states.own(tokens)
+
+    def read(self, tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor]:
+        """As `PairedStates`."""
+        return self.states.read(self._next[_key(tokens)].to(tokens.device))
+
+
+def _key(tokens: Tensor) -> bytes:
+    return tokens.cpu().numpy().tobytes()
+
+
+def _wanted(model: nn.Module, layers: Sequence[int]) -> dict[str, Any]:
+    return {str(layer): site(model, layer) for layer in dict.fromkeys(layers)}
+
+
+class Measured(NamedTuple):
+    """What the training text tells of a site.
+
+    Attributes:
+        statistics: of the paired rows.
+        first: (target width,), the target's mean state at the first token of a block.
+    """
+
+    statistics: Statistics
+    first: Tensor
+
+
+def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
+    """Statistics of every site over blocks of the target, (blocks, length), in one pass.
+
+    Raises:
+        UserError: no position is paired, or states are not finite.
+    """
+    measured = {}
+    for each in states.sites:
+        rows = SiteRows(states, each, blocks)
+        measured[each] = Measured(gather(rows), torch.stack(rows.firsts).mean(0))
+    return measured
+
+
+class SiteRows:
+    """The paired rows of a site, block by block; the target's states at first tokens are noted on the way."""
+
+    def __init__(self, states: PairedStates, place: Site, blocks: Tensor):
+        self.states, self.place, self.blocks, self.firsts = states, place, blocks, []
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in self.blocks:
+            found = self.states(block)[self.place]
+            self.firsts.append(found.target[0].double())
+            yield found.source[found.paired], found.target[found.paired]
+
+
+class Bridge(nn.Module):
+    """Translates the source's states at one site, or at several that share an adapter.
+
+    Where a token has no source state it gets a constant of the target: its mean state, or at the first token of a text
+    its mean state there. Neither tells anything of the text, and all adapters and controls get the same.
+
+    Args:
+        adapter: what translates.
+        target_width: of the target's states.
+        first_token: see `PairedStates`.
+    """
+
+    def __init__(self, adapter: Adapter, target_width: int, first_token: FirstToken = "constant"):
+        super().__init__()
+        self.adapter, self.first_token = adapter, first_token
+        self.register_buffer("mean", torch.zeros(target_width))
+        self.register_buffer("first", torch.zeros(target_width))
+        self.register_buffer("variance", torch.ones(()))  # of the target's states, summed over channels
+
+    def take(self, measured: Measured) -> None:
+        """Take the constants of a site; the adapter is fitted apart, since sites may share it."""
+        everything = measured.statistics.everything
+        means = everything.means()
+        self.mean.copy_(means[1])
+        self.first.copy_(measured.first)
+        self.variance.copy_(everything.about(*means).yy / everything.rows)
+
+    def forward(self, source: Tensor, paired: Tensor) -> Tensor:
+        """(..., length, source width) states and where there are any, (..., length) -> (..., length, target width)."""
+        translated = torch.where(paired[..., None], self.adapter(source.float()), self.mean)
+        if self.first_token == "translate":
+            return translated
+        is_first = torch.arange(source.shape[-2], device=source.device) == 0
+        return torch.where(is_first[:, None], self.first, translated)
+
+
+def together(measured: Sequence[Measured]) -> Statistics:
+    """The statistics of several sites as one, for an adapter that they share."""
+    fitted, held_out = Moments(), Moments()
+    for each in measured:
+        fitted, held_out = fitted + each.statistics.fitted, held_out + each.statistics.held_out
+    return Statistics(fitted, held_out)

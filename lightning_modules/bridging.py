@@ -1,0 +1,158 @@
+"""From a composed config to a module of two models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.activations import ActivationCache
+from data_modules.pairing import Pairing
+from lightning_modules.bridge import Bridge, Measured, PairedStates, Site, has_state, together
+from lightning_modules.building import resolve_dtype
+from lightning_modules.cross_model import BRIDGES, CrossModelModule
+from lightning_modules.frozen import model_identity
+from lightning_modules.options import adapter_arguments, build_source, resolve_sites
+from registries import ADAPTERS, UserError
+from registries.adapters.moments import gather
+from registries.architectures import shape_of
+
+
+def load_source_model(cfg: Mapping[str, Any], module: CrossModelModule) -> nn.Module:
+    """The second model, frozen; where it is the first one, that one's own untouched weights."""
+    if cfg["source"] == cfg["model"]:
+        return module.original
+    source = build_source(cfg, "source")
+    model = source.model(resolve_dtype(cfg["source"]["dtype"], True, source.config()))
+    return model.requires_grad_(False).eval().to(module.model.device)
+
+
+def paired_states(
+    cfg: Mapping[str, Any],
+    module: CrossModelModule,
+    source_model: nn.Module,
+    pairing: Pairing,
+    activations: ActivationCache,
+    code: str = "",
+) -> PairedStates:
+    """The states of the source and of the module's model, as it is now, at the sites of the config.
+
+    Args:
+        code: the version of this code, which cached states depend on.
+    """
+    shapes = [shape_of(model.config) for model in (source_model, module.model)]
+    sites = [Site(*pair) for pair in resolve_sites(cfg, *(shape.num_layers for shape in shapes))]
+    changes = {key: cfg[key] for key in ("replacement", "placement")}
+    return PairedStates(
+        pairing,
+        source_model,
+        module.model,
+        sites,
+        activations,
+        {**model_identity(source_model), "code": code},
+        {**model_identity(module.model), "code": code, "changes": changes},
+        cfg["adapter"]["first_token"],
+    )
+
+
+def build_bridges(
+    cfg: Mapping[str, Any], states: PairedStates, name: str, keys: Mapping[str, Any]
+) -> dict[Site, Bridge]:
+    """A bridge for every site, with an adapter of this name; nothing is fitted yet."""
+    models = states.source.model, states.target.model
+    widths = [model.config.get_text_config().hidden_size for model in models]
+    first_token, bridges, adapter = cfg["adapter"]["first_token"], {}, None
+    torch.manual_seed(cfg["seed"])
+    for each in states.sites:
+        if adapter is None or not cfg["adapter"]["shared"]:
+            adapter = ADAPTERS.build(name, source_width=widths[0], target_width=widths[1], **keys)
+        bridges[each] = Bridge(adapter, widths[1], first_token).to(models[1].device)
+    return bridges
+
+
+def configured_bridges(cfg: Mapping[str, Any], states: PairedStates) -> dict[Site, Bridge]:
+    """The bridges of `cfg.adapter`."""
+    return build_bridges(cfg, states, cfg["adapter"]["name"], adapter_arguments(cfg)[2])
+
+
+def fit_bridges(bridges: Mapping[Site, Bridge], measured: Mapping[Site, Measured], shared: bool) -> None:
+    """Give every bridge its constants, and fit its adapter; a shared one on all sites together."""
+    for each, bridge in bridges.items():
+        bridge.take(measured[each])
+        if not shared:
+            bridge.adapter.fit(measured[each].statistics)
+    if shared:
+        next(iter(bridges.values())).adapter.fit(together(list(measured.values())))
+
+
+def reversed_module(cfg: Mapping[str, Any], module: CrossModelModule, blocks: Tensor) -> CrossModelModule:
+    """The other direction at the first site: the source continues what the target has read, by ridge regression.
+
+    It is fitted on the states that were read for this direction, so that no model runs again.
+
+    Args:
+        blocks: (blocks, length), of the target, that were read.
+    """
+    there, forth = module.states.sites[0], module.states
+    first_token, firsts = forth.first_token, []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for block in blocks:
+            paired = forth.paired(block)
+            target = forth.target(block[None])[str(there.target)][0]
+            source = forth.source(paired.tokens[None])[str(there.source)][0]
+            firsts.append(source[0].double())
+            known = has_state(paired.back, first_token)
+            yield target[paired.back[known]], source[known]
+
+    statistics = gather(pairs())
+    back = CrossModelModule(module.source_model, module.source_tokenizer)
+    pairing, nowhere = Pairing(module.source_tokenizer, module.tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
+    place = Site(there.target, there.source)
+    states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
+    back.bridge(module.model, module.tokenizer, states)
+    bridges = build_bridges(cfg, states, "ridge", {})
+    fit_bridges(bridges, {place: Measured(statistics, torch.stack(firsts).mean(0))}, shared=False)
+    back.span(bridges)
+    return back
+
+
+def require_text(data: Any) -> None:
+    """Raise UserError unless the data are plain text, which another tokenizer can read."""
+    if data.token_bytes is None or data.positions("train") is not None:
+        raise UserError(
+            f"an adapter pairs the tokens of two models on plain text, and dataset {data.name!r} is "
+            f"{'made of tokens' if data.token_bytes is None else 'made of examples'}: choose one of documents "
+            "(dataset=pydoc, text, wikitext2, ...)"
+        )
+
+
+def bridge_models(cfg: Mapping[str, Any], module: CrossModelModule) -> CrossModelModule:
+    """Set what the module reads, and bridges that are not fitted yet; states are computed as they are asked for."""
+    source_model = load_source_model(cfg, module)
+    source_tokenizer = build_source(cfg, "source").tokenizer()
+    pairing, nowhere = Pairing(module.tokenizer, source_tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
+    states = paired_states(cfg, module, source_model, pairing, nowhere)
+    module.bridge(source_model, source_tokenizer, states)
+    module.span(configured_bridges(cfg, states))
+    return module
+
+
+def reload(module: CrossModelModule, cfg: Mapping[str, Any], file: Path) -> None:
+    """Bridge the models as a run did.
+
+    Raises:
+        UserError: the run has not finished, or its file is damaged or of another config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise UserError(f"{file.parent.parent} has no adapter ({file.name}): the run has not finished")
+    try:
+        bridge_models(cfg, module).model.get_submodule(BRIDGES).load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{file} is damaged or of another config ({error}); run the study again") from error

@@ -1,0 +1,134 @@
+"""Continuations by the target of a prompt that only the source has read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.injection import injected
+from registries.architectures import architecture_of
+
+if TYPE_CHECKING:
+    from lightning_modules.bridge import Site
+    from lightning_modules.cross_model import CrossModelModule
+
+
+@torch.no_grad()
+def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the target writes, by greedy decoding, after prompts that only the source has read.
+
+    At the places of the prompt's tokens, the blocks from the site on get the source's translated states. The blocks
+    below see the new tokens alone, after an end token in the place of the first one, as models need some first token
+    to look at when there is nothing to look at. Places are those of the prompt in the target's tokens.
+    """
+    tokenizer = module.tokenizer
+    rows = [torch.tensor(tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]) for prompt in prompts]
+    longest, pad = max(map(len, rows)), tokenizer.eos_token_id or 0
+    width = module.model.config.get_text_config().hidden_size
+    states = torch.zeros(len(rows), longest, width, device=module.model.device)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=module.model.device)
+    for index, row in enumerate(rows):
+        read, paired = module.states.read(row)
+        bridge = module.bridge_at(place)
+        states[index, longest - len(row) :] = bridge(read[place].to(states.device), paired.to(states.device))
+        mask[index, longest - len(row) :] = 1
+    writer = Continuation(module.model, place.target)
+    first = pad if module.states.first_token == "constant" else None
+    token = writer.begin(states.to(module.model.dtype), mask, first).argmax(-1)
+    written = [token]
+    for _ in range(max_new_tokens - 1):
+        token = writer.step(token).argmax(-1)
+        written.append(token)
+    return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
+
+
+class Continuation:
+    """Next-token logits after a prompt of which only the hidden states that enter a block are known.
+
+    The blocks from there on keep the prompt in their caches, those below only what came after it; so there is a cache
+    for each part, and each new token passes the parts one after the other.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        layer: the block that the states enter.
+    """
+
+    def __init__(self, model: nn.Module, layer: int):
+        from transformers import DynamicCache
+
+        self.model, self.layer = model, layer
+        self.below, self.above = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
+        self.blocks = architecture_of(model.config.model_type).blocks
+
+    def begin(self, states: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
+        """Read the prompt: (batch, length, hidden) states, (batch, length) 1 where they are; left-padded.
+
+        Args:
+            first: a token that the blocks below see in the first place of the prompt; None: they see nothing of it.
+
+        Returns:
+            (batch, vocabulary), of the token after it.
+        """
+        self.mask = mask[:, :1] * 0 + 1
+        if first is not None and self.layer:
+            self._pass_below(torch.full_like(self.mask, first))
+        self.mask = mask
+        return self._pass_above(torch.zeros_like(mask), states)
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token, (batch,). Returns (batch, vocabulary), of the token after it."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        tokens = token[:, None]
+        return self._pass_above(tokens, self._pass_below(tokens) if self.layer else None)
+
+    def _positions(self, length: int) -> Tensor:
+        return (self.mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+
+    def _pass_above(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """Through the blocks from the site on; through all of them, from the tokens on, without states."""
+        length = tokens.shape[1]
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": self.mask,
+            "position_ids": self._positions(length),
+            "past_key_values": self.above,
+            "use_cache": True,
+        }
+        if states is None:
+            return self.model(**inputs).logits[:, -1]
+        with injected(self.model, self.layer, states):
+            logits = self.model(**inputs).logits[:, -1]
+        nothing = states.new_zeros(len(tokens), 1, length, 1)
+        for layer in range(self.layer):  # the mask is made for the length of the first layer's cache
+            self.above.update(nothing, nothing, layer)
+        return logits
+
+    def _pass_below(self, tokens: Tensor) -> Tensor:
+        """Through the blocks below the site. Returns what leaves them, (batch, length, hidden)."""
+        found = {}
+
+        def stop(block: nn.Module, args: tuple, output: Any) -> None:
+            found["states"] = output[0] if isinstance(output, tuple) else output
+            raise _Stop
+
+        hook = self.model.get_submodule(f"{self.blocks}.{self.layer - 1}").register_forward_hook(stop)
+        positions = self._positions(tokens.shape[1])
+        try:
+            self.model.base_model(input_ids=tokens, position_ids=positions, past_key_values=self.below, use_cache=True)
+        except _Stop:
+            return found["states"]
+        finally:
+            hook.remove()
+        raise RuntimeError(f"block {self.layer - 1} was not called")
+
+
+class _Stop(Exception):
+    """Ends a forward pass of which the rest is not needed."""
+
+
+def _until_end(tokenizer: Any, tokens: list[int]) -> str:
+    end = tokenizer.eos_token_id
+    return tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens, skip_special_tokens=True)

@@ -1,0 +1,290 @@
+"""The study of two models: how much of the target survives when it reads a text through the source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+from data_modules.activations import ActivationCache
+from data_modules.block_data_module import BlockDataModule
+from data_modules.pairing import Pairing
+from data_modules.token_cache import tensors_sha256
+from data_modules.tokens import token_bytes
+from lightning_modules.adapter_training import AdapterTraining
+from lightning_modules.bridge import Measured, ShuffledStates, Site, measure
+from lightning_modules.bridging import (
+    build_bridges,
+    configured_bridges,
+    fit_bridges,
+    load_source_model,
+    paired_states,
+    require_text,
+    reversed_module,
+)
+from lightning_modules.building import ADAPTER_STAGE, BRIDGE_WEIGHTS, load_language_model, workspace
+from lightning_modules.cross_model import BRIDGES, CrossModelModule
+from lightning_modules.frozen import model_identity
+from lightning_modules.metrics import TokenNLL
+from lightning_modules.options import adapter_arguments, build_source
+from lightning_modules.samples import continue_texts
+from lightning_modules.similarity import similarity
+from studies.comparison import share_of_gap
+from studies.display import say, show_crossing
+from studies.fingerprint import code_version
+from studies.recording import Record
+from studies.replacement_study import (
+    operate_and_check,
+    plot_curves,
+    record_costs,
+    recovery_stages,
+    save_trained,
+    save_weights,
+    score_baseline,
+    train_stage,
+    write_samples,
+)
+from studies.scores import Scores, cached, cached_scores, score
+
+SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
+CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "ridge")
+
+
+def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
+    """Score both models and every control, fit and train the adapter, score it; everything goes into `record`."""
+    require_text(data)
+    source_tokenizer = build_source(cfg, "source").tokenizer()
+    pairing = Pairing(tokenizer, source_tokenizer)
+    say("loading the models")
+    module = load_language_model(cfg, source, tokenizer)
+    module.measure(data.token_bytes, data.position_groups())
+    source_model = load_source_model(cfg, module)
+    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    own = score_baseline(cfg, module, data, record, identity)
+    operate_and_check(cfg, module, data, record)
+    stages, trained = recovery_stages(cfg, module, data, identity), set()
+    for name, stage in stages.items():
+        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+    if module.surgery or module.placement or trained:
+        say("scoring the target by itself")
+        own = {"": score(cfg, module, data, "validation"), "test/": score(cfg, module, data, "test")}
+    for prefix, scores in own.items():
+        scores.record(record, f"target/{prefix}")
+
+    options = cfg["activations"]
+    activations = ActivationCache(cfg["cache_dir"], options["max_gb"], options["cache"])
+    states = paired_states(cfg, module, source_model, pairing, activations, code_version())
+    module.bridge(source_model, source_tokenizer, states)
+    for split in ("train", "validation", "test"):
+        states.reserve(data.blocks(split))
+    say(f"reading {data.train_blocks.numel():,} tokens with both models")
+    measured = measure(states, data.train_blocks)
+    record_source(cfg, module, data, record)
+    floor = score_controls(cfg, module, data, record, own, measured)
+
+    bridges = configured_bridges(cfg, states)
+    fit_bridges(bridges, measured, cfg["adapter"]["shared"])
+    module.span(bridges)
+    adapted = train_adapter(cfg, module, data, record)
+    recovered = {name: each for name, each in module.model.named_parameters() if id(each) in trained}
+    if recovered:
+        save_trained(cfg, module, record, recovered)
+    bridged = module.model.get_submodule(BRIDGES).state_dict()
+    save_weights({name: tensor.clone() for name, tensor in bridged.items()}, record.folder.path / BRIDGE_WEIGHTS)
+    speed = record_final(cfg, module, data, record, own, floor)
+    write_crossed_samples(cfg, module, record, data)
+    show_crossing(record.metrics)
+    record_costs(module, record, {**recovered, **adapted}, speed)
+    plot_curves(record, [*stages, *([ADAPTER_STAGE] if adapted else [])])
+
+
+def record_source(cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record) -> None:
+    """The source by itself on the same text, as `source/...`: its loss per token of its own, and its bits per byte."""
+    sizes = token_bytes(module.source_tokenizer)
+    for prefix, split in SPLITS.items():
+        rows = [module.states.paired(block).tokens for block in data.blocks(split)]
+
+        def compute(rows: Sequence[torch.Tensor] = rows) -> dict[str, float]:
+            metric = TokenNLL(sizes)
+            with torch.no_grad():
+                for row in rows:
+                    tokens = row[None].to(module.source_model.device)
+                    metric.update(module.source_model(input_ids=tokens, use_cache=False).logits, tokens)
+            return metric.compute()
+
+        key = [
+            "source",
+            model_identity(module.source_model),
+            tensors_sha256({str(index): row for index, row in enumerate(rows)}),
+        ]
+        found = cached(cfg["cache_dir"], key, compute)
+        record.folder.record(**{f"source/{prefix}{name}": value for name, value in found.items()})
+
+
+def score_controls(
+    cfg: Mapping[str, Any],
+    module: CrossModelModule,
+    data: BlockDataModule,
+    record: Record,
+    own: Mapping[str, Scores],
+    measured: Mapping[Site, Measured],
+) -> dict[str, Scores]:
+    """Score what every adapter is compared with, as `control/<name>/val/...`; known scores come from the cache.
+
+    Args:
+        own: of the target by itself, prefix of a metric's name -> scores.
+
+    Returns:
+        Those of the mean state, in the same way.
+    """
+    states, floor = module.states, {}
+    pair = [states.source.places, states.target.places, data.sha256("train"), cfg["adapter"]["shared"]]
+    widths = {model.config.get_text_config().hidden_size for model in (module.source_model, module.model)}
+    for name in CONTROLS:
+        if name == "identity" and len(widths) > 1:
+            continue
+        bridges = None
+        for prefix, split in SPLITS.items():
+            if split == "test" and name != "mean":
+                continue
+
+            def compute(split: str = split, name: str = name) -> Scores:
+                nonlocal bridges
+                if bridges is None:
+                    bridges = build_bridges(cfg, states, "ridge" if name == "shuffled" else name, {})
+                    fit_bridges(bridges, measured, cfg["adapter"]["shared"])
+                module.span(bridges)
+                module.states = ShuffledStates(states, data.blocks(split)) if name == "shuffled" else states
+                say(f"scoring the control {name} on {split}")
+                scores = score(cfg, module, data, split)
+                scores.metrics.update(similarities(module, data, split))
+                module.states = states
+                return scores
+
+            key = ["crossing", name, *pair, data.sha256(split), cfg["adapter"]["first_token"], cfg["seed"]]
+            scores = cached_scores(cfg["cache_dir"], key, compute)
+            if name == "mean":
+                floor[prefix] = scores
+            record_crossing(record, f"control/{name}/{prefix or 'val/'}", scores, own[prefix], floor[prefix])
+    return floor
+
+
+def similarities(module: CrossModelModule, data: BlockDataModule, split: str = "validation") -> dict[str, float]:
+    """Likeness of the translated states to the target's own, on held-out text; the mean over sites, and each."""
+    rows: dict[Site, list[tuple[torch.Tensor, ...]]] = {each: [] for each in module.states.sites}
+    with torch.no_grad():
+        for batch in data.loader(split):
+            read = module.read(batch["input_ids"].to(module.model.device))
+            for place, states in read.items():
+                there = states.paired
+                translated = module.translate(place, states)
+                parts = (translated[there], states.target[there], batch["documents"].to(there.device)[there])
+                rows[place].append(tuple(part.cpu() for part in parts))
+    found = {place: similarity(*map(torch.cat, zip(*parts, strict=True))) for place, parts in rows.items()}
+    shared = set.intersection(*map(set, found.values()))
+    values = {name: fmean(each[name] for each in found.values()) for name in sorted(shared)}
+    if len(found) > 1:
+        values |= {f"layer_{place.target}/{name}": each[name] for place, each in found.items() for name in each}
+    return values
+
+
+def train_adapter(
+    cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record
+) -> dict[str, torch.nn.Parameter]:
+    """Train what there is to train of the adapter. Returns its parameters."""
+    keys = dict(adapter_arguments(cfg)[1])
+    if not keys or not keys["epochs"]:
+        return {}
+    epochs, every = keys.pop("epochs"), keys.pop("metrics_every")
+    steps = math.ceil(len(data.train_blocks) / keys["batch_size"])
+    shared = replace(workspace(module, cfg), batch_size=keys["batch_size"])
+    stage = AdapterTraining(workspace=shared, module=module, steps=epochs * steps, **keys)
+    # An epoch ends with a score of the translated states; early stopping goes by it.
+    by_epoch = {**cfg, "trainer": {**cfg["trainer"], "val_check_interval": steps}}
+    watch = WatchCrossing(cfg, data, record, every)
+    return train_stage(by_epoch, module, data, record, ADAPTER_STAGE, stage, [watch])
+
+
+class WatchCrossing(Callback):
+    """Similarity every so many steps and after every epoch, when the prompts are also continued."""
+
+    def __init__(self, cfg: Mapping[str, Any], data: BlockDataModule, record: Record, every: int):
+        self.cfg, self.data, self.record, self.every = cfg, data, record, every
+
+    def on_train_batch_end(self, trainer: Trainer, module: CrossModelModule, *args: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self._log(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: CrossModelModule) -> None:
+        if trainer.global_step % self.every:
+            self._log(trainer, module)
+        if self.cfg["samples"]["max_new_tokens"] and self.cfg["samples"]["prompts"]:
+            epoch = trainer.global_step // trainer.val_check_batch
+            samples = self.cfg["samples"]
+            texts = module.continue_texts(samples["prompts"], samples["max_new_tokens"])
+            write_samples(self.cfg, self.record, f"source to target, epoch {epoch}", texts)
+
+    def _log(self, trainer: Trainer, module: CrossModelModule) -> None:
+        values = {f"val/{name}": value for name, value in similarities(module, self.data).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+
+def record_final(
+    cfg: Mapping[str, Any],
+    module: CrossModelModule,
+    data: BlockDataModule,
+    record: Record,
+    own: Mapping[str, Scores],
+    floor: Mapping[str, Scores],
+) -> Scores:
+    """Score the adapter on validation (what is returned) and test, with the share of the gap that it closes."""
+    found = {}
+    for prefix, split in SPLITS.items():
+        say(f"final score on {split}")
+        scores = score(cfg, module, data, split)
+        scores.metrics.update(similarities(module, data, split))
+        record_crossing(record, prefix or "val/", scores, own[prefix], floor[prefix])
+        found[prefix] = scores
+    return found[""]
+
+
+def record_crossing(record: Record, prefix: str, scores: Scores, own: Scores, floor: Scores) -> None:
+    """Record scores with the share that is closed of the gap between the mean state and the target's own states."""
+    scores.record(record, prefix)
+    share = share_of_gap(scores.documents, floor.documents, own.documents)
+    ends = {"": share.value, "_low": share.low, "_high": share.high}
+    record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
+
+
+def write_crossed_samples(
+    cfg: Mapping[str, Any],
+    module: CrossModelModule,
+    record: Record,
+    data: BlockDataModule,
+) -> None:
+    """Continue the prompts under four conditions: each model alone, and each after a prompt that the other has read."""
+    samples = cfg["samples"]
+    if not samples["max_new_tokens"] or not samples["prompts"]:
+        return
+    say("continuing the prompts with each model, and across")
+    states, arguments = module.states, (samples["prompts"], samples["max_new_tokens"])
+    conditions = {
+        "target": lambda: continue_texts(module.model, module.tokenizer, *arguments),
+        "source": lambda: continue_texts(module.source_model, module.source_tokenizer, *arguments),
+        "target to source, by ridge": lambda: reversed_module(cfg, module, data.train_blocks).continue_texts(
+            *arguments
+        ),
+    }
+    places = [states.source.places, states.target.places, states.first_token, data.sha256("train")]
+    for condition, texts in conditions.items():  # none of which depends on the adapter
+        found = cached(
+            cfg["cache_dir"], ["texts", condition, places, arguments], lambda texts=texts: {"texts": texts()}
+        )
+        write_samples(cfg, record, condition, found["texts"])
+    write_samples(cfg, record, "source to target", module.continue_texts(*arguments))

@@ -101,7 +101,8 @@ def check_model(cfg: Mapping[str, Any], which: Which = "model") -> list[str]:
     shared, _ = split(cfg[which], model_options)
     name = cfg[which]["name"]
     errors = signature_errors(model_options, shared, f"{which} {name!r}")
-    errors += MODELS.check(name, source_arguments(cfg, which))
+    found = MODELS.check(name, source_arguments(cfg, which))
+    errors += [message.replace("model.path", f"{which}.path", 1) for message in found]
     if which == "source" and not shared.get("freeze", True):
         errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
     return errors

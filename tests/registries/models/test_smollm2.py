@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import registries.models.converted as converted
 import registries.models.smollm2 as smollm2
 from registries import MODELS, UserError
 
@@ -31,14 +32,14 @@ def conversions(monkeypatch):
     """The folders that were converted to, each time with a small model."""
     folders = []
 
-    def convert(source, folder):
+    def convert(wheel, folder):
         folders.append(folder)
         random = MODELS.build("random")
         random.model(torch.float32).save_pretrained(folder)
         random.tokenizer().save_pretrained(folder)
         (folder / "weights_size").write_text(str((folder / "model.safetensors").stat().st_size))
 
-    monkeypatch.setattr(smollm2, "_convert", convert)
+    monkeypatch.setattr(converted, "_convert", convert)
     return folders
 
 

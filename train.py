@@ -19,12 +19,13 @@ def compose(overrides: Sequence[str] = ()) -> Any:
 def run(cfg: Any) -> dict[str, Any]:
     """Run the study of a composed config, after its controls. Returns the content of its `result.json`."""
     from lightning_modules.building import plain
+    from lightning_modules.options import exchanged
     from registries.plugins import import_plugins
     from studies.controls import control_config
     from studies.display import say
     from studies.sweep import note_job
 
-    cfg = plain(cfg)
+    cfg = exchanged(plain(cfg))
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
     controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
     folder = _run_study(cfg, controls, note_job)

@@ -19,7 +19,14 @@ from lightning_modules.importance import measure_scores
 from lightning_modules.inputs import batch_rows, scored_labels
 from lightning_modules.nll import IGNORED
 from lightning_modules.objectives import next_token_nll
-from lightning_modules.options import build_source, placement_arguments, placement_options, split, surgery_options
+from lightning_modules.options import (
+    build_source,
+    exchanged,
+    placement_arguments,
+    placement_options,
+    split,
+    surgery_options,
+)
 from lightning_modules.peft_folder import load_adapter
 from lightning_modules.placement import place
 from lightning_modules.recovery import build_stages, recovery_plan
@@ -123,7 +130,7 @@ def _mean_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tor
 
 def build_module(cfg: Any) -> CausalLMModule:
     """See `lightning_modules.build_module`."""
-    cfg = plain(cfg)
+    cfg = exchanged(plain(cfg))
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     operate(module, cfg)

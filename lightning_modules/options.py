@@ -47,6 +47,7 @@ def adapter_options(
     source_layers: str | int | list[int] | None = None,
     shared: bool = False,
     first_token: Literal["constant", "translate"] = "constant",
+    exchange: bool = False,
 ) -> None:
     """The keys of the group `adapter` that are not the component's."""
 
@@ -168,6 +169,14 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         return error.messages
     return init_errors(stand_in, rows, shared.get("init", "kaiming"))
+
+
+def exchanged(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the two models in each other's place where `adapter.exchange` says so."""
+    if not cfg["adapter"].get("exchange"):
+        return cfg
+    adapter = {**cfg["adapter"], "exchange": False}
+    return {**cfg, "model": cfg["source"], "source": cfg["model"], "adapter": adapter}
 
 
 def adapter_arguments(cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

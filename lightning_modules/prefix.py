@@ -40,7 +40,7 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
     token = writer.begin(states.to(module.model.dtype), mask, first).argmax(-1)
     written = [token]
     for _ in range(max_new_tokens - 1):
-        token = writer.step(token).argmax(-1)
+        token = writer.step(token[:, None]).argmax(-1)
         written.append(token)
     return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
 
@@ -78,10 +78,9 @@ class Continuation:
         self.mask = mask
         return self._pass_above(torch.zeros_like(mask), states)
 
-    def step(self, token: Tensor) -> Tensor:
-        """Read one more token, (batch,). Returns (batch, vocabulary), of the token after it."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        tokens = token[:, None]
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read on, (batch, length) tokens. Returns (batch, vocabulary), of the token after them."""
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
         return self._pass_above(tokens, self._pass_below(tokens) if self.layer else None)
 
     def _positions(self, length: int) -> Tensor:

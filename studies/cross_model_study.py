@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from scipy.stats import binomtest
 
 from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
+from data_modules.facts import make_questions
 from data_modules.pairing import Pairing
 from data_modules.token_cache import tensors_sha256
 from data_modules.tokens import token_bytes
@@ -28,13 +30,14 @@ from lightning_modules.bridging import (
     reversed_module,
 )
 from lightning_modules.building import ADAPTER_STAGE, BRIDGE_WEIGHTS, load_language_model, workspace
+from lightning_modules.communication import CONDITIONS, first_token, right_answers
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.options import adapter_arguments, build_source
 from lightning_modules.samples import continue_texts
 from lightning_modules.similarity import similarity
-from studies.comparison import share_of_gap
+from studies.comparison import CONFIDENCE, share_of_gap
 from studies.display import say, show_crossing
 from studies.fingerprint import code_version
 from studies.recording import Record
@@ -97,6 +100,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     bridged = module.model.get_submodule(BRIDGES).state_dict()
     save_weights({name: tensor.clone() for name, tensor in bridged.items()}, record.folder.path / BRIDGE_WEIGHTS)
     speed = record_final(cfg, module, data, record, own, floor)
+    record_communication(cfg, module, record)
     write_crossed_samples(cfg, module, record, data)
     show_crossing(record.metrics)
     record_costs(module, record, {**recovered, **adapted}, speed)
@@ -260,6 +264,25 @@ def record_crossing(record: Record, prefix: str, scores: Scores, own: Scores, fl
     share = share_of_gap(scores.documents, floor.documents, own.documents)
     ends = {"": share.value, "_low": share.low, "_high": share.high}
     record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
+
+
+def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, record: Record) -> None:
+    """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
+    count, facts = cfg["communication"]["questions"], cfg["communication"]["facts"]
+    if not count:
+        return
+    questions = make_questions(count, facts, first_token(module.tokenizer))
+    for condition in CONDITIONS:
+        read = condition in ("text", "nothing")  # by the target itself: the same for all sites
+        for place in module.states.sites[: 1 if read else None]:
+            say(f"asking {count} questions after {condition}" + ("" if read else f", block {place.target}"))
+            right = sum(right_answers(module, questions, place, condition))
+            interval = binomtest(right, count).proportion_ci(CONFIDENCE, "wilson")
+            layer = f"layer_{place.target}/" if len(module.states.sites) > 1 and not read else ""
+            values = {"": right / count, "_low": interval.low, "_high": interval.high}
+            named = {f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()}
+            record.folder.record(**named)
+    record.folder.record(**{"communication/chance": 1 / facts})
 
 
 def write_crossed_samples(

@@ -115,6 +115,13 @@ def show_crossing(metrics: Mapping[str, float]) -> None:
     for label, prefix in {**rows, "adapter": "val/"}.items():
         table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
     console.print(table)
+    if "communication/chance" not in metrics:
+        return
+    table = _table("questions about what the source has read", "the target gets", ("right answers", "95 %"))
+    for name in [name for name in metrics if name.startswith("communication/") and name.endswith("/accuracy")]:
+        table.add_row(name.removeprefix("communication/").removesuffix("/accuracy"), *_interval(metrics, name))
+    table.add_row("chance", _number(metrics["communication/chance"]), "")
+    console.print(table)
 
 
 def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -45,6 +45,10 @@ def activation_options(cache: bool = True, max_gb: Annotated[float, Gt(0)] = 20.
     """The keys of `activations`."""
 
 
+def communication_options(questions: Annotated[int, Ge(0)] = 0, facts: Annotated[int, Ge(2)] = 4) -> None:
+    """The keys of `communication`."""
+
+
 def trainer_options(
     accelerator: str = "auto",
     devices: Annotated[int, Ge(1)] = 1,
@@ -80,6 +84,7 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     from lightning_modules import options
     from lightning_modules.recovery import check_recovery
 
+    cfg = options.exchanged(cfg)
     groups = {key: value for key, value in cfg.items() if isinstance(value, Mapping)}
     top = {key: value for key, value in cfg.items() if key not in groups}
     score = {key: top.pop(key) for key in parameters(score_options) if key in top}
@@ -88,6 +93,9 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
         errors.append(f"task_path={score['task_path']!r} is no folder (looked from {Path.cwd()})")
     errors += signature_errors(sample_options, dict(cfg["samples"]), "samples")
     errors += signature_errors(activation_options, dict(cfg["activations"]), "activations")
+    errors += signature_errors(communication_options, dict(cfg["communication"]), "communication")
+    if cfg["communication"].get("questions") and cfg["adapter"]["name"] == "none":
+        errors.append("communication.questions are for two models: choose an adapter (adapter=ridge)")
     errors += (trainer_errors := _trainer_errors(cfg["trainer"]))
     model_errors = options.check_model(cfg)
     if cfg["model"]["name"] == "none":

@@ -130,10 +130,11 @@ def test_trainers_have_the_keys_and_defaults_of_the_schema(name):
 def test_the_top_of_the_config_has_the_keys_and_defaults_of_the_schema():
     values, code = yaml.safe_load((CONF / "config.yaml").read_text()), defaults(schema.root_options)
     code |= {"plugins": [], "controls": [], "cache_dir": '${oc.env:GRAFTLAB_CACHE,"~/.cache/graftlab"}'}
-    parts = ("defaults", "hydra", "samples", "activations", "recovery")
+    parts = ("defaults", "hydra", "samples", "activations", "recovery", "communication")
     assert {key: value for key, value in values.items() if key not in parts} == code
     assert values["recovery"] == {}
     assert values["activations"] == defaults(schema.activation_options)
+    assert values["communication"] == defaults(schema.communication_options)
     assert values["samples"].keys() == parameters(schema.sample_options).keys()
     assert values["samples"]["max_new_tokens"] == defaults(schema.sample_options)["max_new_tokens"]
     score = yaml.safe_load((CONF / "score.yaml").read_text())

@@ -47,7 +47,7 @@ def test_equals_passes_without_cache_with_prompts_of_different_lengths(family, l
     new = tokens(model, 2, NEW)
     with torch.no_grad():
         writer = Continuation(model, layer)
-        found = [writer.begin(states, mask, first), *(writer.step(new[:, place]) for place in range(NEW))]
+        found = [writer.begin(states, mask, first), *(writer.step(new[:, place, None]) for place in range(NEW))]
     found = torch.stack(found, 1)
     for row, padding in ((0, 0), (1, 4)):
         expected = without_cache(model, layer, states[row : row + 1, padding:], new[row].tolist(), first)
@@ -67,4 +67,21 @@ def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
             expected = model(input_ids=text, use_cache=False).logits[:, -1].argmax(-1)
             assert token.equal(expected)
             text = torch.cat([text, token[:, None]], 1)
-            token = writer.step(token).argmax(-1)
+            token = writer.step(token[:, None]).argmax(-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", range(LAYERS + 1))
+def test_many_tokens_at_once_are_read_as_one_by_one(family, layer):
+    model = language_model(family, num_layers=LAYERS)
+    states = torch.randn(2, PROMPT, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, PROMPT, dtype=torch.long)
+    mask[1, :4] = 0
+    new = tokens(model, 2, NEW)
+    with torch.no_grad():
+        single, whole = Continuation(model, layer), Continuation(model, layer)
+        for writer in (single, whole):
+            writer.begin(states, mask, 3)
+        for place in range(NEW):
+            last = single.step(new[:, place, None])
+        assert difference(whole.step(new), last) <= ALLOWED

@@ -217,6 +217,27 @@ def test_several_layers_with_an_adapter_each_or_a_shared_one(run):
     load_module(shared)
 
 
+def test_questions_about_what_the_source_has_read(run):
+    lines = ["adapter=ridge", "model=tiny_phi", "model@source=tiny_phi", "dataset.train_size=4", "adapter.layers=[0,2]"]
+    metrics = metrics_of(run(*lines, "communication.questions=8", "communication.facts=2"))
+    assert metrics["communication/chance"] == 0.5
+    for name in ("text", "nothing", "layer_0/states", "layer_2/states", "layer_0/shuffled", "layer_2/random"):
+        value = metrics[f"communication/{name}/accuracy"]
+        assert value * 8 == int(value * 8)
+        assert metrics[f"communication/{name}/accuracy_low"] <= value <= metrics[f"communication/{name}/accuracy_high"]
+
+
+def test_models_change_places(run):
+    lines = [*PAIR[1:], "adapter=ridge"]
+    folder = run(*lines, "adapter.exchange=true")
+    config = result_of(folder)["config"]
+    assert (config["model"]["name"], config["source"]["name"]) == ("tiny_phi", "random")
+    assert not config["adapter"]["exchange"]
+    assert folder.name.endswith("tiny_phi-ridge-from-random")
+    plain = metrics_of(run(*PAIR[2:], "adapter=ridge", "model=tiny_phi", "model@source=random"))
+    assert metrics_of(folder)["val/loss"] == plain["val/loss"]
+
+
 def test_same_seed_same_result(run):
     one, other = (bridges_of(run(*PAIR, "adapter=mlp")) for _ in range(2))
     assert all(one[name].equal(other[name]) for name in one)
@@ -289,6 +310,9 @@ def test_replacement_and_placement_apply_to_the_target(run):
         (["adapter=linaer"], "did you mean 'linear'"),
         (["adapter=ridge", "adapter.epochs=3"], "adapter.epochs"),
         (["model=none"], "a study needs a model"),
+        (["communication.questions=5"], "for two models"),
+        (["adapter=ridge", "communication.facts=1"], "facts=1"),
+        (["adapter=identity", "adapter.exchange=true"], "the source's is 64, the target's 256"),
     ],
 )
 def test_wrong_configs_are_told(small, lines, message):

@@ -48,7 +48,7 @@ def test_every_experiment_is_named_after_its_file_and_starts_from_the_budget(nam
     assert text.startswith("# @package _global_\n")
     assert f"# python train.py experiment={name} " in text
     assert FILES[name]["experiment"]["name"] == name
-    assert FILES[name]["defaults"][0] in ("/budget", "/instruction_budget")
+    assert FILES[name]["defaults"][0] in ("/budget", "/instruction_budget", "/adapter_budget")
 
 
 @pytest.mark.parametrize("size", ["full", "small"])
@@ -154,7 +154,7 @@ def test_an_unknown_experiment(more):
     with pytest.raises(UserError) as caught:
         check("experiment=dept", "model=random", *more)
     (message,) = caught.value.messages
-    assert message.startswith("experiment=dept is no option; did you mean 'depth'? Allowed: controls, depth, domain")
+    assert message.startswith("experiment=dept is no option; did you mean 'depth'? Allowed: adapter_directions, ")
 
 
 def test_an_unknown_size():

@@ -1,0 +1,54 @@
+"""A private-context task: between the bounds, and right where it must be."""
+
+import pytest
+import torch
+
+from data_modules.activations import ActivationCache
+from data_modules.facts import make_questions
+from lightning_modules.bridge import Site
+from lightning_modules.communication import CONDITIONS, first_token, right_answers
+from tests.lightning_modules.test_cross_model import WORDS, crossing
+
+
+@pytest.fixture
+def questions():
+    return make_questions(6, 2, first_token(WORDS))
+
+
+@pytest.fixture
+def module(tmp_path):
+    cache = ActivationCache(tmp_path / "cache", 1.0)
+    return crossing(cache, [Site(0, 0)], "identity", source=None, first="translate")
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_condition_answers_every_question(module, questions, condition):
+    answers = list(right_answers(module, questions, Site(0, 0), condition))
+    assert len(answers) == 6 and all(isinstance(answer, bool) for answer in answers)
+
+
+def last_logits(module, questions, condition, monkeypatch):
+    """What the answers are chosen by."""
+    seen = []
+    real = torch.Tensor.argmax
+    monkeypatch.setattr(torch.Tensor, "argmax", lambda self, *rest: seen.append(self.clone()) or real(self, *rest))
+    list(right_answers(module, questions, Site(0, 0), condition))
+    monkeypatch.setattr(torch.Tensor, "argmax", real)
+    return torch.stack(seen)
+
+
+def test_a_models_own_states_at_the_first_block_are_as_good_as_the_text(module, questions, monkeypatch):
+    text, states = (last_logits(module, questions, condition, monkeypatch) for condition in ("text", "states"))
+    torch.testing.assert_close(states, text, rtol=1e-4, atol=1e-4)
+
+
+def test_the_conditions_differ(module, questions, monkeypatch):
+    found = [last_logits(module, questions, condition, monkeypatch) for condition in CONDITIONS]
+    for index, one in enumerate(found):
+        for other in found[index + 1 :]:
+            assert {CONDITIONS[index]} == {"text"} or not torch.allclose(one, other, atol=1e-3)
+
+
+def test_noise_is_the_same_every_time(module, questions, monkeypatch):
+    one, other = (last_logits(module, questions, "random", monkeypatch) for _ in range(2))
+    assert one.equal(other)

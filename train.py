@@ -46,10 +46,12 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     from studies.display import say, show_scores
     from studies.recording import open_run, recording
 
-    if cfg["adapter"]["name"] == "none":
-        from studies.replacement_study import study
-    else:
+    if cfg["adapter"]["name"] != "none":
         from studies.cross_model_study import study
+    elif cfg["compressor"]["name"] != "none":
+        from studies.compression_study import study
+    else:
+        from studies.replacement_study import study
     seed_everything(cfg["seed"], workers=True, verbose=False)
     source = build_source(cfg)
     tokenizer = source.tokenizer()

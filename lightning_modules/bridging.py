@@ -142,7 +142,12 @@ def bridge_models(cfg: Mapping[str, Any], module: CrossModelModule) -> CrossMode
 
 
 def reload(module: CrossModelModule, cfg: Mapping[str, Any], file: Path) -> None:
-    """Bridge the models as a run did.
+    """Bridge the models as a run did. Raises UserError as `load_into`."""
+    load_into(bridge_models(cfg, module).model.get_submodule(BRIDGES), file)
+
+
+def load_into(part: nn.Module, file: Path) -> None:
+    """Load what a run saved of what lies between two models.
 
     Raises:
         UserError: the run has not finished, or its file is damaged or of another config.
@@ -151,8 +156,8 @@ def reload(module: CrossModelModule, cfg: Mapping[str, Any], file: Path) -> None
     from safetensors.torch import load_file
 
     if not file.is_file():
-        raise UserError(f"{file.parent.parent} has no adapter ({file.name}): the run has not finished")
+        raise UserError(f"{file.parent.parent} has no {file.name}: the run has not finished")
     try:
-        bridge_models(cfg, module).model.get_submodule(BRIDGES).load_state_dict(load_file(file))
+        part.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{file} is damaged or of another config ({error}); run the study again") from error

@@ -14,6 +14,7 @@ from data_modules import build_data_module
 from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import CrossModelModule
 from lightning_modules.importance import measure_scores
 from lightning_modules.inputs import batch_rows, scored_labels
@@ -45,7 +46,8 @@ TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
 BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_STAGE = "adapter"  # the stage that trains what lies between two models
-LATER_GROUPS = ("placement", "adapter", "source")  # which the configs of earlier versions do not have
+COMPRESSOR_STAGE = "compressor"  # the same of what is between a text and its soft tokens
+LATER_GROUPS = ("placement", "adapter", "compressor", "source")  # which the configs of earlier versions do not have
 
 
 def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> CausalLMModule:
@@ -61,8 +63,7 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
             "they do not belong together"
         )
     model.requires_grad_(False)
-    module_class = CausalLMModule if cfg["adapter"]["name"] == "none" else CrossModelModule
-    return module_class(
+    return _module_class(cfg)(
         model,
         tokenizer,
         optimizer=cfg["optimizer"],
@@ -70,6 +71,12 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
         gradient_checkpointing=cfg["trainer"].get("gradient_checkpointing", False),
         seed=cfg["seed"],
     )
+
+
+def _module_class(cfg: Mapping[str, Any]) -> type[CausalLMModule]:
+    if cfg["compressor"]["name"] != "none":
+        return CompressionModule
+    return CausalLMModule if cfg["adapter"]["name"] == "none" else CrossModelModule
 
 
 def operate(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule | None = None) -> None:
@@ -138,6 +145,10 @@ def build_module(cfg: Any) -> CausalLMModule:
         from lightning_modules.bridging import bridge_models
 
         return bridge_models(cfg, module)
+    if cfg["compressor"]["name"] != "none":
+        from lightning_modules.compressing import compress_models
+
+        return compress_models(cfg, module)
     return module
 
 
@@ -161,7 +172,8 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     module = load_language_model(cfg, source, source.tokenizer())
     _replace(module, cfg)
     result = json.loads((run_dir / "result.json").read_text())
-    if result["status"] != "finished" or set(result.get("stages", {})) - {ADAPTER_STAGE}:  # else nothing was trained
+    of_the_model = set(result.get("stages", {})) - {ADAPTER_STAGE, COMPRESSOR_STAGE}
+    if result["status"] != "finished" or of_the_model:  # else nothing of it was trained
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
         if cfg["placement"]["name"] != "none":
@@ -169,6 +181,10 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
         restore(module, run_dir / TRAINED_WEIGHTS)
     if cfg["adapter"]["name"] != "none":
         from lightning_modules.bridging import reload
+
+        reload(module, cfg, run_dir / BRIDGE_WEIGHTS)
+    if cfg["compressor"]["name"] != "none":
+        from lightning_modules.compressing import reload
 
         reload(module, cfg, run_dir / BRIDGE_WEIGHTS)
     return module

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from lightning_modules.optimizers import OPTIMIZERS, Schedule
-from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS, UserError
+from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
 from registries.placements import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
@@ -171,6 +171,17 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     return init_errors(stand_in, rows, shared.get("init", "kaiming"))
 
 
+def compressor_options(
+    tokens: Annotated[int, Ge(1)] = 16,
+    context: Annotated[int, Ge(1)] = 256,
+    source_layer: str | int = "at:100%",
+    steps: Annotated[int, Ge(0)] = 200,
+    lr: Annotated[float, Gt(0)] = 1e-3,
+    batch_size: Annotated[int, Ge(1)] = 1,
+) -> None:
+    """The keys of the group `compressor` that are not the component's (which gets `tokens` too)."""
+
+
 def exchanged(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config with the two models in each other's place where `adapter.exchange` says so."""
     if not cfg["adapter"].get("exchange"):
@@ -216,7 +227,10 @@ def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
     """What is wrong with `cfg.adapter` and `cfg.source`, for the model of `cfg.model` (which must be right)."""
     name, source = cfg["adapter"]["name"], cfg["source"]["name"]
     if name == "none":
-        return [] if source == "none" else [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"]
+        unread = source != "none" and cfg["compressor"]["name"] == "none"
+        return [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"] if unread else []
+    if cfg["compressor"]["name"] != "none":
+        return [f"adapter={name} and compressor={cfg['compressor']['name']} are studies of their own: leave one out"]
     if source == "none":
         return [f"adapter={name} reads a second model: choose one (model@source=tiny_phi)"]
     if errors := check_model(cfg, "source"):
@@ -241,6 +255,34 @@ def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         errors += error.messages
     return errors + _training_errors(training)
+
+
+def check_compressor(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `cfg.compressor` and `cfg.source`, for the model of `cfg.model` (which must be right)."""
+    name, source = cfg["compressor"]["name"], cfg["source"]["name"]
+    if name == "none" or cfg["adapter"]["name"] != "none":
+        return []
+    if source == "none":
+        return [f"compressor={name} reads a second model: choose one (model@source=smollm2_135m)"]
+    if errors := check_model(cfg, "source"):
+        return errors
+    shared, own = split(cfg["compressor"], compressor_options)
+    errors = signature_errors(compressor_options, shared, f"compressor {name!r}")
+    errors += COMPRESSORS.check(name, own, {"source_width", "target_width", "tokens"})
+    if errors:
+        return errors
+    if shared["context"] > cfg["dataset"]["block_size"] - 2:
+        errors.append(
+            f"compressor.context={shared['context']} leaves no continuation of a block of "
+            f"{cfg['dataset']['block_size']} tokens: set dataset.block_size to more, or it to less"
+        )
+    config = build_source(cfg, "source").config()
+    try:
+        if config is not None and len(resolve_layers(shared["source_layer"], shape_of(config).num_layers + 1)) > 1:
+            errors.append(f"compressor.source_layer={shared['source_layer']} names several layers: one is encoded")
+    except UserError as error:
+        errors += [f"compressor.source_{line}" for line in error.messages]
+    return errors
 
 
 def _training_errors(training: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from registries.registry import Registry, UserError
 ATTENTION = Registry("attention replacement", package="registries.attention")
 PLACEMENTS = Registry("LoRA placement", package="registries.placements")
 ADAPTERS = Registry("adapter", package="registries.adapters")
+COMPRESSORS = Registry("compressor", package="registries.compressors")
 MODELS = Registry("model", package="registries.models")
 
-__all__ = ["ADAPTERS", "ATTENTION", "MODELS", "PLACEMENTS", "Registry", "UserError"]
+__all__ = ["ADAPTERS", "ATTENTION", "COMPRESSORS", "MODELS", "PLACEMENTS", "Registry", "UserError"]

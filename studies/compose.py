@@ -35,10 +35,12 @@ SUPPLIED = {
     "replacement": ("shape",),
     "placement": ("model", "scores"),
     "adapter": ("source_width", "target_width"),
+    "compressor": ("source_width", "target_width", "tokens"),
     "model": ("cache_dir",),
     "optimizer": ("parameters",),
     "recovery": ("workspace",),
 }
+SECOND_MODEL = {"adapter": "tiny_phi", "compressor": "smollm2_135m"}  # group -> the default of model@source with it
 LISTS = ("recovery",)  # groups that take a list of options
 
 
@@ -162,7 +164,7 @@ def _store_options(folders: Sequence[Path]) -> None:
     from data_modules import DATASETS
     from data_modules.block_settings import BlockSettings
     from lightning_modules import OPTIMIZERS, STAGES, options
-    from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS
+    from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
     from registries.adapters import is_trained
 
     groups = {
@@ -172,15 +174,18 @@ def _store_options(folders: Sequence[Path]) -> None:
         "optimizer": (OPTIMIZERS, options.optimizer_options),
         "dataset": (DATASETS, BlockSettings),
         "adapter": (ADAPTERS, options.adapter_options),
+        "compressor": (COMPRESSORS, options.compressor_options),
     }
     for group, (registry, shared) in groups.items():
         for name in registry.names():
             if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
                 continue
             node = {"name": name, **defaults(shared), **_own_keys(registry.get(name), group)}
-            if group == "adapter":
-                node |= {"defaults": ["/adapter_data@_global_", {"override /model@_global_.source": "tiny_phi"}]}
-                node |= defaults(options.adapter_training_options) if is_trained(name) else {}
+            if group in SECOND_MODEL:
+                default = {"override /model@_global_.source": SECOND_MODEL[group]}
+                node |= {"defaults": ["/adapter_data@_global_", default]}
+            if group == "adapter" and is_trained(name):
+                node |= defaults(options.adapter_training_options)
             ConfigStore.instance().store(group=group, name=name, node=node)
     for name in STAGES.names():
         if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):

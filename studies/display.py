@@ -124,6 +124,22 @@ def show_crossing(metrics: Mapping[str, float]) -> None:
     console.print(table)
 
 
+def show_compression(metrics: Mapping[str, float]) -> None:
+    """The table of a compression study: the continuation after every form of the context, on the validation text."""
+    columns = {"loss": "loss", "ppl": "perplexity", "bpb": "bits/byte", "gap_closed": "kept of the text"}
+    forms = {
+        "the text": "control/text/val/",
+        "soft tokens": "val/",
+        "as many tokens of its end": "control/truncated/val/",
+        "nothing": "control/nothing/val/",
+    }
+    title = f"each soft token for {metrics['compression/ratio']:.1f} tokens"
+    table = _table(title, "continued after", columns.values())
+    for label, prefix in forms.items():
+        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+    console.print(table)
+
+
 def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A plain table."""
     table = _table(None, titles[0], titles[1:])

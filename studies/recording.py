@@ -83,8 +83,8 @@ def _model_label(model: Mapping[str, Any]) -> str:
 
 def _operations(cfg: Mapping[str, Any]) -> str:
     """What is done to the model, in a word or two."""
-    names = [cfg[group]["name"] for group in ("replacement", "placement", "adapter")]
-    if cfg["adapter"]["name"] != "none":
+    names = [cfg[group]["name"] for group in ("replacement", "placement", "adapter", "compressor")]
+    if cfg["source"]["name"] != "none":
         names.append(f"from-{_model_label(cfg['source'])}")
     return "-".join(name for name in names if name != "none") or "none"
 

@@ -100,7 +100,7 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     model_errors = options.check_model(cfg)
     if cfg["model"]["name"] == "none":
         model_errors.append("model=none: a study needs a model; only the second one (model@source) may be none")
-    operations = (options.check_replacement, options.check_placement, options.check_adapter)
+    operations = (options.check_replacement, options.check_placement, options.check_adapter, options.check_compressor)
     surgery_errors = model_errors or [error for check in operations for error in check(cfg)]
     errors += surgery_errors
     dataset_errors = data_modules.check(cfg["dataset"])

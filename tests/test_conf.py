@@ -13,12 +13,13 @@ from lightning_modules import OPTIMIZERS, STAGES
 from lightning_modules.options import (
     adapter_options,
     adapter_training_options,
+    compressor_options,
     model_options,
     optimizer_options,
     placement_options,
     surgery_options,
 )
-from registries import ADAPTERS, ATTENTION, MODELS, PLACEMENTS
+from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
 from registries.adapters import is_trained
 from registries.registry import defaults, parameters
 from studies import schema
@@ -31,6 +32,7 @@ REGISTRIES = {
     "dataset": (DATASETS, BlockSettings),
     "optimizer": (OPTIMIZERS, optimizer_options),
     "adapter": (ADAPTERS, adapter_options),
+    "compressor": (COMPRESSORS, compressor_options),
 }
 SUPPLIED = {
     "shape",

@@ -1,0 +1,53 @@
+"""From a composed config to a module that compresses texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_modules.activations import ActivationCache
+from data_modules.pairing import Pairing
+from lightning_modules.bridging import load_into, load_source_model
+from lightning_modules.compression import COMPRESSOR, CompressionModule, SoftTokens
+from lightning_modules.frozen import FrozenStates, model_identity
+from lightning_modules.injection import site
+from lightning_modules.options import build_source, compressor_options, split
+from registries import COMPRESSORS
+from registries.architectures import shape_of
+from registries.layers import resolve_layers
+
+
+def compress_models(
+    cfg: Mapping[str, Any], module: CompressionModule, activations: ActivationCache | None = None, code: str = ""
+) -> CompressionModule:
+    """Set what the module reads, with an encoder that is not trained yet.
+
+    Args:
+        activations: keeps the source's states; None computes them as they are asked for.
+        code: the version of this code, which cached states depend on.
+    """
+    shared, own = split(cfg["compressor"], compressor_options)
+    source_model = load_source_model(cfg, module)
+    pairing = Pairing(module.tokenizer, build_source(cfg, "source").tokenizer())
+    (layer,) = resolve_layers(shared["source_layer"], shape_of(source_model.config).num_layers + 1)
+    cache = activations or ActivationCache(cfg["cache_dir"], 1.0, False)
+    identity = {**model_identity(source_model), "code": code}
+    states = FrozenStates(source_model, {str(layer): site(source_model, layer)}, cache, identity)
+    module.compress(states, pairing, shared["context"], shared["tokens"])
+    models = source_model, module.model
+    widths = [model.config.get_text_config().hidden_size for model in models]
+    torch.manual_seed(cfg["seed"])
+    encoder = COMPRESSORS.build(
+        cfg["compressor"]["name"], source_width=widths[0], target_width=widths[1], tokens=shared["tokens"], **own
+    )
+    module.encode(SoftTokens(encoder).to(module.model.device))
+    return module
+
+
+def reload(module: CompressionModule, cfg: Mapping[str, Any], file: Path) -> None:
+    """The encoder of a run. Raises UserError: the run has not finished, or its file is damaged or of another config."""
+    compress_models(cfg, module)
+    load_into(module.model.get_submodule(COMPRESSOR), file)

@@ -1,0 +1,141 @@
+"""A text in a few soft tokens: what the target makes of them, and how they are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.pairing import Pairing
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.frozen import FrozenStates
+from lightning_modules.nll import token_nll
+from lightning_modules.stages import Loss, Workspace
+from registries.compressors import Compressor
+
+COMPRESSOR = "compressor"  # the submodule of the target that holds the encoder
+Form = Literal["soft", "text", "truncated", "nothing"]
+
+
+class SoftTokens(nn.Module):
+    """An encoder between two models: states come in, and embeddings go out, in units in which both have size one.
+
+    Args:
+        encoder: the compressor.
+    """
+
+    def __init__(self, encoder: Compressor):
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("source_scale", torch.ones(()))
+        self.register_buffer("target_scale", torch.ones(()))
+
+    def measure(self, states: Tensor, mask: Tensor, embeddings: Tensor) -> None:
+        """Take the sizes (root mean squares) of states where they are, and of embeddings."""
+        self.source_scale.copy_(states[mask].float().square().mean().sqrt())
+        self.target_scale.copy_(embeddings.float().square().mean().sqrt())
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length, source width), (batch, length) -> (batch, tokens, target width)."""
+        return self.encoder(states.float() / self.source_scale, mask) * self.target_scale
+
+
+class CompressionModule(CausalLMModule):
+    """A causal language model that continues a text of which it has read, or been told, the beginning.
+
+    A block is a context and its continuation. Only the continuation is scored, without its first token, so that every
+    form is scored on the same tokens.
+
+    Attributes:
+        form: what the target gets of the context: the `soft` tokens of the encoder, the `text` itself, the
+            `truncated` text of as many of its last tokens, or `nothing`.
+        context: tokens of the context.
+        tokens: soft tokens.
+        states: of the source, which reads the context; pairing: what it reads.
+    """
+
+    source_model: nn.Module
+    form: Form = "soft"
+    context: int
+    tokens: int
+    states: FrozenStates
+    pairing: Pairing
+
+    def compress(self, states: FrozenStates, pairing: Pairing, context: int, tokens: int) -> None:
+        """Set what reads the context; `encode` says how it is encoded."""
+        self.__dict__["source_model"] = states.model  # no submodule: it is neither trained nor saved
+        self.states, self.pairing, self.context, self.tokens = states, pairing, context, tokens
+
+    def encode(self, soft: SoftTokens) -> None:
+        """Encode by this from now on."""
+        self.model.add_module(COMPRESSOR, soft)
+
+    def read(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """The source's states of contexts (batch, context): (batch, longest, source width), and where there are any.
+
+        The state of a row's first token is left out where there are others: it is far from all others and tells little.
+        """
+        rows = [self.pairing(row.cpu()).tokens for row in contexts]
+        found = [next(iter(self.states(row[None].to(self.source_model.device)).values()))[0] for row in rows]
+        found = [states[1:] if len(states) > 1 else states for states in found]
+        padded = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        lengths = torch.tensor([len(states) for states in found], device=padded.device)
+        return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
+    def continuation_logits(self, blocks: Tensor) -> Tensor:
+        """Logits at the continuation's tokens, (batch, continuation, vocabulary), for blocks (batch, length)."""
+        context, rest = blocks[:, : self.context], blocks[:, self.context :]
+        if self.form == "soft":
+            soft = self.model.get_submodule(COMPRESSOR)(*self.read(context))
+            embeddings = self.model.get_input_embeddings()(rest)
+            inputs = torch.cat([soft.to(embeddings.dtype), embeddings], 1)
+            return self.model(inputs_embeds=inputs, use_cache=False).logits[:, self.tokens :]
+        shown = {"text": context, "truncated": context[:, -self.tokens :], "nothing": context[:, :0]}[self.form]
+        return self.model(input_ids=torch.cat([shown, rest], 1), use_cache=False).logits[:, shown.shape[1] :]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits = self.continuation_logits(batch["input_ids"])
+        rest = {key: tensor[:, self.context :] for key, tensor in batch.items()}
+        self.score_documents(self.score(logits, rest), rest)
+
+
+@dataclass
+class CompressionTraining:
+    """Trains an encoder by the target's loss on the continuation.
+
+    Attributes:
+        workspace, steps, lr, batch_size: see `Stage`.
+        module: of both models.
+    """
+
+    workspace: Workspace
+    steps: int
+    lr: float
+    batch_size: int
+    module: CompressionModule
+
+    scope: ClassVar = "model"
+
+    @staticmethod
+    def imitates(keys: Mapping[str, Any]) -> bool:
+        """The text itself is what is learned."""
+        return False
+
+    def prepare(self, model: nn.Module) -> None:
+        """The encoder is there already."""
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The encoder's parameters."""
+        return {f"{COMPRESSOR}.{name}": each for name, each in model.get_submodule(COMPRESSOR).named_parameters()}
+
+    def start(self, model: nn.Module) -> None:
+        """Room for the states was made before."""
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        """The loss of the continuations of a batch of blocks, summed over their tokens."""
+        rest = batch["input_ids"][:, self.module.context :]
+        nll = token_nll(self.module.continuation_logits(batch["input_ids"]), rest)
+        return Loss(nll.sum(), nll.numel())

@@ -1,0 +1,37 @@
+"""Each soft token from a stretch of the text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from registries import COMPRESSORS
+
+
+def stretches(mask: Tensor, tokens: int) -> Tensor:
+    """(batch, tokens, length): which states belong to the stretch of each token, of stretches as equal as can be.
+
+    A text with fewer states than tokens gives some of its states to several tokens.
+    """
+    lengths = mask.sum(1, keepdim=True)
+    order = torch.arange(tokens, device=mask.device)[None]
+    start = order * lengths // tokens
+    stop = torch.maximum((order + 1) * lengths // tokens, start + 1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    inside = (places >= start[..., None]) & (places < stop[..., None])
+    return inside & mask[:, None]
+
+
+@COMPRESSORS.register("pooling")
+class Pooling(nn.Module):
+    """The weighted mean of a stretch, with learned weights, and a linear layer."""
+
+    def __init__(self, source_width: int, target_width: int, tokens: int):
+        super().__init__()
+        self.tokens = tokens
+        self.weight = nn.Linear(source_width, 1)
+        self.outward = nn.Linear(source_width, target_width)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        scores = self.weight(states).transpose(1, 2).masked_fill(~stretches(mask, self.tokens), float("-inf"))
+        return self.outward(scores.softmax(-1) @ states)

@@ -1,0 +1,135 @@
+"""The study of soft tokens: what is lost when a context becomes a few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from data_modules.activations import ActivationCache
+from data_modules.block_data_module import BlockDataModule
+from lightning_modules.bridging import require_text
+from lightning_modules.building import BRIDGE_WEIGHTS, COMPRESSOR_STAGE, load_language_model, workspace
+from lightning_modules.compressing import compress_models
+from lightning_modules.compression import COMPRESSOR, CompressionModule, CompressionTraining
+from lightning_modules.frozen import model_identity
+from studies.comparison import share_of_gap
+from studies.display import say, show_compression
+from studies.fingerprint import code_version
+from studies.recording import Record
+from studies.replacement_study import (
+    operate_and_check,
+    plot_curves,
+    record_costs,
+    recovery_stages,
+    save_trained,
+    save_weights,
+    train_stage,
+)
+from studies.scores import Scores, cached_scores, score
+
+SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
+CONTROLS = ("text", "truncated", "nothing")
+
+
+def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
+    """Score what the target makes of continuations after a context in every form; everything goes into `record`."""
+    require_text(data)
+    say("loading the models")
+    module = load_language_model(cfg, source, tokenizer)
+    keys = cfg["compressor"]
+    module.measure(data.token_bytes, data.position_groups(data.settings.block_size - keys["context"]))
+    module.context, module.tokens = keys["context"], keys["tokens"]
+    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    for prefix, scores in score_forms(cfg, module, data, identity, ("text",))["text"].items():
+        scores.record(record, f"baseline/{prefix}")
+        record.folder.result["baseline"] |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
+    operate_and_check(cfg, module, data, record)
+    stages, trained = recovery_stages(cfg, module, data, identity), set()
+    for name, stage in stages.items():
+        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+    if trained or module.surgery or module.placement:
+        identity |= model_identity(module.model) | {"changes": {key: cfg[key] for key in ("replacement", "placement")}}
+    forms = score_forms(cfg, module, data, identity, CONTROLS)
+    options = cfg["activations"]
+    activations = ActivationCache(cfg["cache_dir"], options["max_gb"], options["cache"])
+    compress_models(cfg, module, activations, code_version())
+    contexts = torch.cat([data.blocks(split)[:, : module.context] for split in ("train", *SPLITS.values())])
+    module.states.reserve([module.pairing(row).tokens for row in contexts], len(contexts))
+    encoder = train_encoder(cfg, module, data, record)
+
+    recovered = {name: each for name, each in module.model.named_parameters() if id(each) in trained}
+    if recovered:
+        save_trained(cfg, module, record, recovered)
+    save_weights(module.model.get_submodule(COMPRESSOR).state_dict(), record.folder.path / BRIDGE_WEIGHTS)
+    speed = record_forms(cfg, module, data, record, forms)
+    record_costs(module, record, {**recovered, **encoder}, speed)
+    plot_curves(record, [*stages, *([COMPRESSOR_STAGE] if encoder else [])])
+    show_compression(record.metrics)
+
+
+def score_forms(
+    cfg: Mapping[str, Any],
+    module: CompressionModule,
+    data: BlockDataModule,
+    identity: Mapping[str, Any],
+    forms: tuple[str, ...],
+) -> dict[str, dict[str, Scores]]:
+    """Form of the context -> prefix of a metric's name -> scores, of forms that nothing is learned for."""
+    found = {}
+    for form in forms:
+        module.form, found[form] = form, {}
+        for prefix, split in SPLITS.items():
+            shown = module.tokens if form == "truncated" else None
+            key = ["continuation", form, identity, module.context, shown, data.sha256(split)]
+            say(f"scoring continuations on {split} after {form}")
+            compute = lambda split=split: score(cfg, module, data, split)  # noqa: E731
+            found[form][prefix] = cached_scores(cfg["cache_dir"], key, compute)
+    return found
+
+
+def train_encoder(
+    cfg: Mapping[str, Any], module: CompressionModule, data: BlockDataModule, record: Record
+) -> dict[str, torch.nn.Parameter]:
+    """Train the encoder. Returns its parameters."""
+    keys, module.form = cfg["compressor"], "soft"
+    some = data.train_blocks[:8].to(module.model.device)
+    embeddings = module.model.get_input_embeddings()(some)
+    module.model.get_submodule(COMPRESSOR).measure(*module.read(some[:, : module.context]), embeddings)
+    if not keys["steps"]:
+        return {}
+    arguments = {key: keys[key] for key in ("steps", "lr", "batch_size")}
+    stage = CompressionTraining(workspace=workspace(module, cfg), module=module, **arguments)
+    return train_stage(cfg, module, data, record, COMPRESSOR_STAGE, stage)
+
+
+def record_forms(
+    cfg: Mapping[str, Any],
+    module: CompressionModule,
+    data: BlockDataModule,
+    record: Record,
+    forms: Mapping[str, Mapping[str, Scores]],
+) -> Scores:
+    """Record every form of the context, and the soft tokens (whose scores on validation are returned).
+
+    `gap_closed` is the share of what the text is worth (the loss after nothing, less that after the text) that is kept;
+    `compression/ratio` is counted: tokens of the context, as the target reads it, over soft tokens.
+    """
+    found = {}
+    for prefix, split in SPLITS.items():
+        say(f"final score on {split}")
+        found[prefix] = score(cfg, module, data, split)
+        named = {f"control/{form}/": forms[form][prefix] for form in CONTROLS} | {"": found[prefix]}
+        for name, scores in named.items():
+            place = f"{name}{prefix or 'val/'}"
+            scores.record(record, place)
+            share = share_of_gap(scores.documents, forms["nothing"][prefix].documents, forms["text"][prefix].documents)
+            ends = {"": share.value, "_low": share.low, "_high": share.high}
+            record.folder.record(**{f"{place}gap_closed{end}": value for end, value in ends.items()})
+    contexts = data.validation_blocks[:1, : module.context]
+    soft = module.model.get_submodule(COMPRESSOR)(*module.read(contexts)).shape[1]
+    size = data.token_bytes[data.validation_blocks[:, : module.context]].sum(1).double().mean().item()
+    ratio = {"compression/ratio": contexts.shape[1] / soft, "compression/bytes_per_token": size / soft}
+    record.folder.record(**ratio)
+    return found[""]

@@ -268,10 +268,10 @@ def record_crossing(record: Record, prefix: str, scores: Scores, own: Scores, fl
 
 def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, record: Record) -> None:
     """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
-    count, facts = cfg["communication"]["questions"], cfg["communication"]["facts"]
+    count, facts, choices = (cfg["communication"][key] for key in ("questions", "facts", "choices"))
     if not count:
         return
-    questions = make_questions(count, facts, first_token(module.tokenizer))
+    questions = make_questions(count, facts, choices, first_token(module.tokenizer))
     for condition in CONDITIONS:
         read = condition in ("text", "nothing")  # by the target itself: the same for all sites
         for place in module.states.sites[: 1 if read else None]:
@@ -282,7 +282,7 @@ def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, recor
             values = {"": right / count, "_low": interval.low, "_high": interval.high}
             named = {f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()}
             record.folder.record(**named)
-    record.folder.record(**{"communication/chance": 1 / facts})
+    record.folder.record(**{"communication/chance": 1 / choices})
 
 
 def write_crossed_samples(

@@ -45,7 +45,9 @@ def activation_options(cache: bool = True, max_gb: Annotated[float, Gt(0)] = 20.
     """The keys of `activations`."""
 
 
-def communication_options(questions: Annotated[int, Ge(0)] = 0, facts: Annotated[int, Ge(2)] = 4) -> None:
+def communication_options(
+    questions: Annotated[int, Ge(0)] = 0, facts: Annotated[int, Ge(1)] = 1, choices: Annotated[int, Ge(2)] = 4
+) -> None:
     """The keys of `communication`."""
 
 

@@ -12,7 +12,7 @@ from tests.lightning_modules.test_cross_model import WORDS, crossing
 
 @pytest.fixture
 def questions():
-    return make_questions(6, 2, first_token(WORDS))
+    return make_questions(6, 2, 3, first_token(WORDS))
 
 
 @pytest.fixture

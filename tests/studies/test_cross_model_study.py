@@ -102,7 +102,7 @@ class TestFinishedRun:
         assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
         assert module.source_model.config.model_type == "phi"
         assert len(module.source_tokenizer) == 2048
-        assert module.adapter.rank == 8 if hasattr(module.adapter, "rank") else True
+        assert module.adapter.down.weight.shape == (8, 256)
         text = module.continue_texts(["One", "Two three"], 4)
         samples = json.loads((folder / "samples.json").read_text())
         assert text == [sample["source to target"] for sample in samples]
@@ -219,7 +219,7 @@ def test_several_layers_with_an_adapter_each_or_a_shared_one(run):
 
 def test_questions_about_what_the_source_has_read(run):
     lines = ["adapter=ridge", "model=tiny_phi", "model@source=tiny_phi", "dataset.train_size=4", "adapter.layers=[0,2]"]
-    metrics = metrics_of(run(*lines, "communication.questions=8", "communication.facts=2"))
+    metrics = metrics_of(run(*lines, "communication.questions=8", "communication.choices=2"))
     assert metrics["communication/chance"] == 0.5
     for name in ("text", "nothing", "layer_0/states", "layer_2/states", "layer_0/shuffled", "layer_2/random"):
         value = metrics[f"communication/{name}/accuracy"]
@@ -311,7 +311,8 @@ def test_replacement_and_placement_apply_to_the_target(run):
         (["adapter=ridge", "adapter.epochs=3"], "adapter.epochs"),
         (["model=none"], "a study needs a model"),
         (["communication.questions=5"], "for two models"),
-        (["adapter=ridge", "communication.facts=1"], "facts=1"),
+        (["adapter=ridge", "communication.facts=0"], "facts=0"),
+        (["adapter=ridge", "communication.choices=1"], "choices=1"),
         (["adapter=identity", "adapter.exchange=true"], "the source's is 64, the target's 256"),
     ],
 )

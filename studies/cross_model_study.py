@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -86,12 +87,16 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     for split in ("train", "validation", "test"):
         states.reserve(data.blocks(split))
     say(f"reading {data.train_blocks.numel():,} tokens with both models")
+    start = time.perf_counter()
     measured = measure(states, data.train_blocks)
+    record.folder.record(**{"time/read_s": time.perf_counter() - start})
     record_source(cfg, module, data, record)
     floor = score_controls(cfg, module, data, record, own, measured)
 
     bridges = configured_bridges(cfg, states)
+    start = time.perf_counter()
     fit_bridges(bridges, measured, cfg["adapter"]["shared"])
+    record.folder.record(**{"time/fit_s": time.perf_counter() - start})
     module.span(bridges)
     adapted = train_adapter(cfg, module, data, record)
     recovered = {name: each for name, each in module.model.named_parameters() if id(each) in trained}

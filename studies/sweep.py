@@ -156,12 +156,18 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of flat configs in which two that have the key differ."""
-    values = defaultdict(set)
+    """The keys of flat configs in which two that have the key differ.
+
+    Without those that only follow from the option that was chosen for their group (`adapter=lora` has another rate than
+    `adapter=linear`), unless an option was tried with several values.
+    """
+    values, by_option = defaultdict(set), defaultdict(set)
     for config in configs:
         for key, value in config.items():
             values[key].add(str(value))
-    return sorted(key for key, some in values.items() if len(some) > 1)
+            by_option[key, str(config.get(f"{key.split('.')[0]}.name"))].add(str(value))
+    chosen = {key for (key, _), some in by_option.items() if len(some) > 1 or key.endswith(".name")}
+    return sorted(key for key, some in values.items() if len(some) > 1 and (key in chosen or "." not in key))
 
 
 def group(runs: Sequence[Run]) -> list[Setting]:

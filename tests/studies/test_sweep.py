@@ -55,6 +55,13 @@ def test_keys_vary_where_two_that_have_them_differ():
     assert varied_keys([{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"b": 1, "c": 3}]) == ["a"]
 
 
+def test_what_follows_from_the_option_of_a_group_does_not_vary():
+    one, other = {"adapter.name": "lora", "adapter.lr": 3e-3}, {"adapter.name": "linear", "adapter.lr": 1e-2}
+    assert varied_keys([one, other]) == ["adapter.name"]
+    assert varied_keys([one, other, {**other, "adapter.lr": 1e-3}]) == ["adapter.lr", "adapter.name"]
+    assert varied_keys([{"optimizer.lr": 1}, {"optimizer.lr": 2}]) == ["optimizer.lr"]
+
+
 def test_settings_gather_seeds_and_come_best_first(runs):
     settings = group(runs)
     assert [list(setting.values.values()) for setting in settings] == [

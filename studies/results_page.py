@@ -59,14 +59,23 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     groups = defaultdict(list)
     for result in results:
         config = result["config"]
-        groups[config["model"]["name"], config["dataset"]["name"], config["size"]["name"]].append(result)
-    for (model, dataset, size), members in sorted(groups.items()):
-        local = " dataset.path=<folder>" if members[0]["config"]["dataset"].get("path") else ""
-        command = f"python train.py experiment={name} size={size} model={model} dataset={dataset}{local}"
-        if members[0]["config"].get("placement", {"name": "none"})["name"] != "none":
+        models = tuple(sorted({config["model"]["name"], _name(config, "source")}))  # in either direction
+        groups[models, config["dataset"]["name"], config["size"]["name"]].append(result)
+    for (_, dataset, size), members in sorted(groups.items()):
+        config = members[-1]["config"]
+        source = f" model@source={_name(config, 'source')}" if _name(config, "source") != "none" else ""
+        local = " dataset.path=<folder>" if config["dataset"].get("path") else ""
+        model = config["model"]["name"]
+        command = f"python train.py experiment={name} size={size} model={model}{source} dataset={dataset}{local}"
+        if any(_name(config, part) != "none" for part in ("placement", "adapter", "compressor")):
             yield f"`{command}`\n\n{_settings(members)}"
         else:
             yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
+
+
+def _name(config: Mapping[str, Any], part: str) -> str:
+    """The option of a group that the configs of earlier versions may not have."""
+    return config.get(part, {"name": "none"})["name"]
 
 
 def _settings(results: Sequence[Mapping[str, Any]]) -> str:

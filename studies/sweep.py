@@ -25,6 +25,8 @@ from studies.run_folder import read_result, write_text
 
 JOBS = "jobs"
 
+ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
+
 # Title -> metric of the table's columns; those that no run has are left out.
 COLUMNS = {
     "loss": "val/loss",
@@ -36,6 +38,8 @@ COLUMNS = {
     "gap closed": "val/gap_closed",
     "R2": "val/r2",
     "CKA": "val/cka",
+    "tokens in one": "compression/ratio",
+    **{f"right, {name}": f"communication/{name}/accuracy" for name in ANSWERED},
     "trained": "params/trainable",
     "train s": "time/train_s",
     "eval s": "time/eval_s",

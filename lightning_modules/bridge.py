@@ -16,6 +16,7 @@ from lightning_modules.injection import injected, site
 from registries.adapters import Adapter
 from registries.adapters.moments import Moments, Statistics, gather
 from registries.architectures import shape_of
+from registries.registry import UserError
 
 FirstToken = Literal["constant", "translate"]
 
@@ -72,14 +73,25 @@ class PairedStates:
         self.source = FrozenStates(source, _wanted(source, [each.source for each in sites]), cache, source_identity)
         self.target = FrozenStates(target, _wanted(target, [each.target for each in sites]), cache, target_identity)
         self.last = shape_of(target.config).num_layers
+        shape = shape_of(source.config)
+        self.positions = None if shape.rotary_width else shape.max_positions
         self.final = FrozenStates(target, _wanted(target, [self.last]), cache, target_identity, self._from_highest)
         self._paired: dict[bytes, Paired] = {}
 
     def paired(self, tokens: Tensor) -> Paired:
-        """The source's tokens for (length,) tokens of the target; on the CPU."""
+        """The source's tokens for (length,) tokens of the target; on the CPU.
+
+        Raises:
+            UserError: the source has learned fewer positions.
+        """
         key = _key(tokens)
         if key not in self._paired:
-            self._paired[key] = self.pairing(tokens.cpu())
+            paired = self._paired[key] = self.pairing(tokens.cpu())
+            if self.positions is not None and len(paired.tokens) > self.positions:
+                raise UserError(
+                    f"the source reads a block of {len(tokens)} tokens as {len(paired.tokens)} of its own, and has learned "
+                    f"{self.positions} positions: set dataset.block_size to less"
+                )
         return self._paired[key]
 
     def reserve(self, blocks: Tensor) -> bool:
@@ -90,10 +102,15 @@ class PairedStates:
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """The states at every site for a block of the target, (length,)."""
         source, paired = self.read(tokens)
-        target = self.target(tokens[None].to(self.target.model.device))
-        return {
-            each: States(source[each], target[str(each.target)][0].to(tokens.device), paired) for each in self.sites
-        }
+        return {each: States(source[each], self.own_states(each, tokens), paired) for each in self.sites}
+
+    def own_states(self, place: Site, tokens: Tensor) -> Tensor:
+        """The target's states at a site for a block of its tokens, (length, target width)."""
+        return self.target(tokens[None].to(self.target.model.device))[str(place.target)][0].to(tokens.device)
+
+    def source_states(self, place: Site, tokens: Tensor) -> Tensor:
+        """The source's states at a site for tokens of its own, (source length, source width)."""
+        return self.source(tokens[None].to(self.source.model.device))[str(place.source)][0].to(tokens.device)
 
     def own(self, tokens: Tensor) -> Tensor:
         """What leaves the target's last block when it reads the block itself, (length, target width)."""
@@ -107,10 +124,9 @@ class PairedStates:
     def read(self, tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor]:
         """Only what the source has at a block of the target: its states by site, and where there are any."""
         paired = self.paired(tokens)
-        states = self.source(paired.tokens[None].to(self.source.model.device))
-        index = paired.index.to(tokens.device)
-        found = {each: states[str(each.source)][0].to(tokens.device)[index.clamp(min=0)] for each in self.sites}
-        return found, has_state(index, self.first_token)
+        index = paired.index.clamp(min=0)
+        found = {each: self.source_states(each, paired.tokens)[index].to(tokens.device) for each in self.sites}
+        return found, has_state(paired.index, self.first_token).to(tokens.device)
 
 
 def has_state(index: Tensor, first_token: FirstToken) -> Tensor:

@@ -263,6 +263,13 @@ def test_states_that_are_not_finite_are_told(cache):
         measure(wrong, block[None])
 
 
+def test_a_block_that_is_too_long_for_the_source_is_told(cache):
+    module = crossing(cache, [Site(1, 1)], "ridge")
+    module.states.positions = 10
+    with pytest.raises(UserError, match="has learned 10 positions: set dataset.block_size to less"):
+        module.read(text_blocks(WORDS)[:1].flip(1))
+
+
 def test_injecting_needs_as_many_states_as_tokens(cache):
     module = crossing(cache, [Site(1, 1)], "ridge")
     block = text_blocks(WORDS)[:1]

@@ -89,8 +89,8 @@ class PairedStates:
             paired = self._paired[key] = self.pairing(tokens.cpu())
             if self.positions is not None and len(paired.tokens) > self.positions:
                 raise UserError(
-                    f"the source reads a block of {len(tokens)} tokens as {len(paired.tokens)} of its own, and has learned "
-                    f"{self.positions} positions: set dataset.block_size to less"
+                    f"the source reads a block of {len(tokens)} tokens as {len(paired.tokens)} of its own, and has "
+                    f"learned {self.positions} positions: set dataset.block_size to less"
                 )
         return self._paired[key]
 
@@ -102,15 +102,18 @@ class PairedStates:
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """The states at every site for a block of the target, (length,)."""
         source, paired = self.read(tokens)
-        return {each: States(source[each], self.own_states(each, tokens), paired) for each in self.sites}
+        own = self.of_target(tokens)
+        return {each: States(source[each], own[each], paired) for each in self.sites}
 
-    def own_states(self, place: Site, tokens: Tensor) -> Tensor:
-        """The target's states at a site for a block of its tokens, (length, target width)."""
-        return self.target(tokens[None].to(self.target.model.device))[str(place.target)][0].to(tokens.device)
+    def of_target(self, tokens: Tensor) -> dict[Site, Tensor]:
+        """The target's own states at every site, (length, target width), for a block of its tokens."""
+        found = self.target(tokens[None].to(self.target.model.device))
+        return {each: found[str(each.target)][0].to(tokens.device) for each in self.sites}
 
-    def source_states(self, place: Site, tokens: Tensor) -> Tensor:
-        """The source's states at a site for tokens of its own, (source length, source width)."""
-        return self.source(tokens[None].to(self.source.model.device))[str(place.source)][0].to(tokens.device)
+    def of_source(self, tokens: Tensor) -> dict[Site, Tensor]:
+        """The source's states at every site, (source length, source width), for tokens of its own."""
+        found = self.source(tokens[None].to(self.source.model.device))
+        return {each: found[str(each.source)][0].to(tokens.device) for each in self.sites}
 
     def own(self, tokens: Tensor) -> Tensor:
         """What leaves the target's last block when it reads the block itself, (length, target width)."""
@@ -124,8 +127,8 @@ class PairedStates:
     def read(self, tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor]:
         """Only what the source has at a block of the target: its states by site, and where there are any."""
         paired = self.paired(tokens)
-        index = paired.index.clamp(min=0)
-        found = {each: self.source_states(each, paired.tokens)[index].to(tokens.device) for each in self.sites}
+        states, index = self.of_source(paired.tokens), paired.index.clamp(min=0)
+        found = {each: states[each][index].to(tokens.device) for each in self.sites}
         return found, has_state(paired.index, self.first_token).to(tokens.device)
 
 
@@ -212,6 +215,19 @@ class SiteRows:
             found = self.states(block)[self.place]
             self.firsts.append(found.target[0].double())
             yield found.source[found.paired], found.target[found.paired]
+
+
+class ReversedRows(SiteRows):
+    """The same rows the other way: the target's states for each of the source's tokens, and the source's own."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in self.blocks:
+            paired = self.states.paired(block)
+            target = self.states.of_target(block)[self.place]
+            source = self.states.of_source(paired.tokens)[self.place].to(target.device)
+            self.firsts.append(source[0].double())
+            known = has_state(paired.back, self.states.first_token).to(target.device)
+            yield target[paired.back.to(target.device)[known]], source[known]
 
 
 class Bridge(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
-from lightning_modules.bridge import Bridge, Measured, PairedStates, Site, has_state, together
+from lightning_modules.bridge import Bridge, Measured, PairedStates, ReversedRows, Site, together
 from lightning_modules.building import resolve_dtype
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
@@ -96,26 +96,16 @@ def reversed_module(cfg: Mapping[str, Any], module: CrossModelModule, blocks: Te
     Args:
         blocks: (blocks, length), of the target, that were read.
     """
-    there, forth = module.states.sites[0], module.states
-    first_token, firsts = forth.first_token, []
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for block in blocks:
-            paired = forth.paired(block)
-            target = forth.target(block[None])[str(there.target)][0]
-            source = forth.source(paired.tokens[None])[str(there.source)][0]
-            firsts.append(source[0].double())
-            known = has_state(paired.back, first_token)
-            yield target[paired.back[known]], source[known]
-
-    statistics = gather(pairs())
+    there, first_token = module.states.sites[0], module.states.first_token
+    rows = ReversedRows(module.states, there, blocks)
+    statistics = gather(rows)
     back = CrossModelModule(module.source_model, module.source_tokenizer)
     pairing, nowhere = Pairing(module.source_tokenizer, module.tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
     place = Site(there.target, there.source)
     states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
     back.bridge(module.model, module.tokenizer, states)
     bridges = build_bridges(cfg, states, "ridge", {})
-    fit_bridges(bridges, {place: Measured(statistics, torch.stack(firsts).mean(0))}, shared=False)
+    fit_bridges(bridges, {place: Measured(statistics, torch.stack(rows.firsts).mean(0))}, shared=False)
     back.span(bridges)
     return back
 

@@ -181,7 +181,7 @@ class Measured(NamedTuple):
 
     Attributes:
         statistics: of the paired rows.
-        first: (target width,), the target's mean state at the first token of a block.
+        first: (target width,), the target's state at an end token that begins a text.
     """
 
     statistics: Statistics
@@ -189,23 +189,27 @@ class Measured(NamedTuple):
 
 
 def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
-    """Statistics of every site over blocks of the target, (blocks, length), in one pass.
+    """Statistics of every site over blocks of the target, (blocks, length).
 
     Raises:
         UserError: no position is paired, or states are not finite.
     """
-    measured = {}
-    for each in states.sites:
-        rows = SiteRows(states, each, blocks)
-        measured[each] = Measured(gather(rows), torch.stack(rows.firsts).mean(0))
-    return measured
+    gathered = {each: gather(SiteRows(states, each, blocks)) for each in states.sites}
+    firsts = first_states(states)
+    return {each: Measured(gathered[each], firsts[each]) for each in states.sites}
+
+
+def first_states(states: PairedStates) -> dict[Site, Tensor]:
+    """The target's state at an end token that begins a text, (target width,), at every site."""
+    found = states.of_target(torch.tensor([states.pairing.end or 0]))
+    return {each: rows[0] for each, rows in found.items()}
 
 
 class SiteRows:
-    """The paired rows of a site, block by block; the target's states at first tokens are noted on the way."""
+    """The paired rows of a site, block by block."""
 
     def __init__(self, states: PairedStates, place: Site, blocks: Tensor):
-        self.states, self.place, self.blocks, self.firsts = states, place, blocks, []
+        self.states, self.place, self.blocks = states, place, blocks
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -213,7 +217,6 @@ class SiteRows:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for block in self.blocks:
             found = self.states(block)[self.place]
-            self.firsts.append(found.target[0].double())
             yield found.source[found.paired], found.target[found.paired]
 
 
@@ -225,7 +228,6 @@ class ReversedRows(SiteRows):
             paired = self.states.paired(block)
             target = self.states.of_target(block)[self.place]
             source = self.states.of_source(paired.tokens)[self.place].to(target.device)
-            self.firsts.append(source[0].double())
             known = has_state(paired.back, self.states.first_token).to(target.device)
             yield target[paired.back.to(target.device)[known]], source[known]
 
@@ -234,7 +236,7 @@ class Bridge(nn.Module):
     """Translates the source's states at one site, or at several that share an adapter.
 
     Where a token has no source state it gets a constant of the target: its mean state, or at the first token of a text
-    its mean state there. Neither tells anything of the text, and all adapters and controls get the same.
+    the state that an end token has there. Neither tells anything of the text, and it is the same for all adapters.
 
     Args:
         adapter: what translates.

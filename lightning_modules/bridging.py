@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
-from lightning_modules.bridge import Bridge, Measured, PairedStates, ReversedRows, Site, together
+from lightning_modules.bridge import Bridge, Measured, PairedStates, ReversedRows, Site, first_states, together
 from lightning_modules.building import resolve_dtype
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
@@ -97,15 +97,14 @@ def reversed_module(cfg: Mapping[str, Any], module: CrossModelModule, blocks: Te
         blocks: (blocks, length), of the target, that were read.
     """
     there, first_token = module.states.sites[0], module.states.first_token
-    rows = ReversedRows(module.states, there, blocks)
-    statistics = gather(rows)
+    statistics = gather(ReversedRows(module.states, there, blocks))
     back = CrossModelModule(module.source_model, module.source_tokenizer)
     pairing, nowhere = Pairing(module.source_tokenizer, module.tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
     place = Site(there.target, there.source)
     states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
     back.bridge(module.model, module.tokenizer, states)
     bridges = build_bridges(cfg, states, "ridge", {})
-    fit_bridges(bridges, {place: Measured(statistics, torch.stack(rows.firsts).mean(0))}, shared=False)
+    fit_bridges(bridges, {place: Measured(statistics, first_states(states)[place])}, shared=False)
     back.span(bridges)
     return back
 

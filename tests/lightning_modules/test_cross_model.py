@@ -8,8 +8,8 @@ from data_modules.pairing import Pairing
 from lightning_modules.adapter_training import AdapterTraining
 from lightning_modules.bridge import Bridge, Measured, PairedStates, ShuffledStates, Site, measure, together
 from lightning_modules.cross_model import CrossModelModule
-from lightning_modules.frozen import model_identity
-from lightning_modules.injection import injected
+from lightning_modules.frozen import model_identity, record_calls
+from lightning_modules.injection import injected, site
 from lightning_modules.stages import Workspace
 from registries import ADAPTERS, UserError
 from registries.models.random import byte_tokenizer
@@ -110,9 +110,9 @@ def test_the_first_token_gets_a_constant_and_unpaired_ones_the_mean(cache):
     place, blocks = Site(1, 1), text_blocks(WORDS)
     bridge = module.bridge_at(place)
     translated = module.translate(place, module.read(blocks)[place])
-    firsts = torch.stack([module.states(block)[place].target[0] for block in blocks])
     assert (translated[:, 0] == bridge.first).all()
-    torch.testing.assert_close(bridge.first, firsts.mean(0))
+    alone = record_calls(module.model, [site(module.model, 1)[0]], torch.tensor([[WORDS.eos_token_id]]))
+    torch.testing.assert_close(bridge.first, alone[site(module.model, 1)[0]].output[0, 0])
     states = module.read(blocks)[place]
     hidden = states._replace(paired=torch.zeros_like(states.paired))
     assert (module.translate(place, hidden)[:, 1:] == bridge.mean).all()

@@ -22,6 +22,7 @@ def cfg(tmp_path):
         "model": {"name": "random", "dtype": "float32", "freeze": True, "num_kv_heads": 2},
         "placement": {"name": "none"},
         "adapter": {"name": "none"},
+        "compressor": {"name": "none"},
         "replacement": {
             "name": "toroidal", "layers": [0, -1], "init": "random", "depth": 4, "transfer_steps": 5,
             "transfer_lr": 1e-3, "transfer_batch_size": 1,

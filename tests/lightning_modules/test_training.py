@@ -34,7 +34,7 @@ def train(trainer_options, loader, blocks, make_stage, tmp_path):
         rows = loader(blocks[:8], 2, stage.steps).dataset
         batches = DataLoader(rows, batch_sampler=StepSampler(stage.steps, start, 2))
         options = trainer_options | options
-        return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, logger, callbacks)
+        return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, logger, callbacks or ())
 
     return train
 

@@ -55,6 +55,7 @@ class Pairing:
         self.contents = token_contents(target_tokenizer)
         self.source_contents = token_contents(source_tokenizer)
         self.end = target_tokenizer.eos_token_id
+        self.opening = self.end or 0  # of the target, for a text's first place where no other token is known
 
     def __call__(self, tokens: Tensor) -> Paired:
         """Pair a text: (length,) tokens of the target."""
@@ -79,17 +80,9 @@ class Pairing:
                     source_ends.append(place)
         if not source:
             raise UserError("a block of tokens holds no text that the source could read")
-        read = _ends_in_time(source_ends, target_ends, [self._is_silent(token) for token in source])
-        back = _ends_in_time(target_ends, source_ends, [self._begins(token) for token in tokens.tolist()])
+        read = _ends_in_time(source_ends, target_ends, _silent(source, self.source_contents, self.source.eos_token_id))
+        back = _ends_in_time(target_ends, source_ends, _silent(tokens.tolist(), self.contents, self.end))
         return Paired(torch.tensor(source), read, back)
-
-    def _is_silent(self, token: int) -> bool:
-        """Whether a token of the source stands for nothing that is in the text, as one that begins it."""
-        return self.source_contents[token] is None and token != self.source.eos_token_id
-
-    def _begins(self, token: int) -> bool:
-        """The same of a token of the target."""
-        return self.contents[token] is None and token != self.end
 
     def _pieces(self, tokens: list[int]) -> Iterator[tuple[list[int], int | None]]:
         """The stretches of text between special tokens, each with the one that closes it (None at the end)."""
@@ -117,6 +110,11 @@ class Pairing:
         elif b"".join(read) != plain:
             ends = _ends_by_offsets(text, offsets)
         return ids, [kept[end - 1] + 1 if end else 0 for end in ends]
+
+
+def _silent(tokens: list[int], contents: list[bytes | None], end: int | None) -> list[bool]:
+    """Which tokens stand for nothing that is in the text, as one that begins it; the end token tells that it ends."""
+    return [contents[token] is None and token != end for token in tokens]
 
 
 def _ends_in_time(ends: list[int], others: list[int], silent: list[bool]) -> Tensor:

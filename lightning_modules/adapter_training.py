@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.inputs import batch_rows, scored_labels
 from lightning_modules.nll import IGNORED
 from lightning_modules.objectives import next_token_nll
-from lightning_modules.stages import Loss, Workspace
+from lightning_modules.stages import Loss
+from lightning_modules.submodule_training import SubmoduleTraining
 
 Contrast = Literal["tokens", "sequences"]
 
 
 @dataclass
-class AdapterTraining:
+class AdapterTraining(SubmoduleTraining):
     """Trains what translates by a weighted sum of three objectives, each a mean; what has no weight is not computed.
 
     * alignment: squared distance from the target's own states, over their variance (1 - R2 on the training text);
@@ -30,7 +31,6 @@ class AdapterTraining:
     * contrastive: InfoNCE (van den Oord et al., 2018) over cosines of centred states.
 
     Attributes:
-        workspace, steps, lr, batch_size: see `Stage`.
         module: of both models.
         alignment_weight, generation_weight, contrastive_weight: of the objectives.
         temperature: that the cosines are divided by.
@@ -38,10 +38,6 @@ class AdapterTraining:
         contrast: of single `tokens`, or of `sequences`: the mean states of blocks.
     """
 
-    workspace: Workspace
-    steps: int
-    lr: float
-    batch_size: int
     module: CrossModelModule
     alignment_weight: float = 1.0
     generation_weight: float = 0.0
@@ -50,22 +46,7 @@ class AdapterTraining:
     negatives: int = 127
     contrast: Contrast = "tokens"
 
-    scope: ClassVar = "model"
-
-    @staticmethod
-    def imitates(keys: Mapping[str, Any]) -> bool:
-        """The target's own states are not what is learned by the whole model."""
-        return False
-
-    def prepare(self, model: nn.Module) -> None:
-        """The bridges are there already."""
-
-    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The adapters' parameters."""
-        return {f"{BRIDGES}.{name}": each for name, each in model.get_submodule(BRIDGES).named_parameters()}
-
-    def start(self, model: nn.Module) -> None:
-        """Room for the states was made when the adapter was fitted."""
+    submodule: ClassVar = BRIDGES
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The objective of a batch of blocks, times its scored tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from data_modules.pairing import NONE, Paired, Pairing
 from lightning_modules.frozen import FrozenStates
 from lightning_modules.injection import injected, site
 from registries.adapters import Adapter
-from registries.adapters.moments import Moments, Statistics, gather
+from registries.adapters.moments import Gathering, Moments, Statistics
 from registries.architectures import shape_of
 from registries.registry import UserError
 
@@ -94,10 +94,11 @@ class PairedStates:
                 )
         return self._paired[key]
 
-    def reserve(self, blocks: Tensor) -> bool:
-        """Make room in the cache for blocks of the target, (blocks, length). Returns whether they will be kept."""
-        kept = self.source.reserve([self.paired(block).tokens for block in blocks], len(blocks))
-        return self.target.reserve(blocks, len(blocks)) and kept
+    def reserve(self, blocks: Tensor, scored: bool) -> None:
+        """Make room in the cache for blocks of the target, (blocks, length); with those states that scoring needs."""
+        self.source.reserve([self.paired(block).tokens for block in blocks], len(blocks))
+        for states in (self.target, self.final) if scored else (self.target,):
+            states.reserve(blocks, len(blocks))
 
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """The states at every site for a block of the target, (length,)."""
@@ -194,42 +195,30 @@ def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
     Raises:
         UserError: no position is paired, or states are not finite.
     """
-    gathered = {each: gather(SiteRows(states, each, blocks)) for each in states.sites}
+    gathered = {each: Gathering(len(blocks)) for each in states.sites}
+    for block in blocks:
+        for each, found in states(block).items():
+            gathered[each].add(found.source[found.paired], found.target[found.paired])
+    found = {each: gathering.statistics() for each, gathering in gathered.items()}
     firsts = first_states(states)
-    return {each: Measured(gathered[each], firsts[each]) for each in states.sites}
+    return {each: Measured(found[each], firsts[each]) for each in states.sites}
+
+
+def measure_back(states: PairedStates, place: Site, blocks: Tensor) -> Statistics:
+    """The statistics of a site the other way: the target's states for each of the source's tokens, and the source's."""
+    gathered = Gathering(len(blocks))
+    for block in blocks:
+        paired = states.paired(block)
+        target, source = states.of_target(block)[place], states.of_source(paired.tokens)[place]
+        known = has_state(paired.back, states.first_token)
+        gathered.add(target[paired.back[known].to(target.device)], source[known.to(source.device)].to(target.device))
+    return gathered.statistics()
 
 
 def first_states(states: PairedStates) -> dict[Site, Tensor]:
     """The target's state at an end token that begins a text, (target width,), at every site."""
-    found = states.of_target(torch.tensor([states.pairing.end or 0]))
+    found = states.of_target(torch.tensor([states.pairing.opening]))
     return {each: rows[0] for each, rows in found.items()}
-
-
-class SiteRows:
-    """The paired rows of a site, block by block."""
-
-    def __init__(self, states: PairedStates, place: Site, blocks: Tensor):
-        self.states, self.place, self.blocks = states, place, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in self.blocks:
-            found = self.states(block)[self.place]
-            yield found.source[found.paired], found.target[found.paired]
-
-
-class ReversedRows(SiteRows):
-    """The same rows the other way: the target's states for each of the source's tokens, and the source's own."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in self.blocks:
-            paired = self.states.paired(block)
-            target = self.states.of_target(block)[self.place]
-            source = self.states.of_source(paired.tokens)[self.place].to(target.device)
-            known = has_state(paired.back, self.states.first_token).to(target.device)
-            yield target[paired.back.to(target.device)[known]], source[known]
 
 
 class Bridge(nn.Module):

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
-from lightning_modules.bridge import Bridge, Measured, PairedStates, ReversedRows, Site, first_states, together
-from lightning_modules.building import resolve_dtype
+from lightning_modules.bridge import Bridge, Measured, PairedStates, Site, first_states, measure_back, together
+from lightning_modules.building import activation_cache, read_weights, resolve_dtype
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.options import adapter_arguments, build_source, resolve_sites
 from registries import ADAPTERS, UserError
-from registries.adapters.moments import gather
 from registries.architectures import shape_of
 
 
@@ -88,19 +87,21 @@ def fit_bridges(bridges: Mapping[Site, Bridge], measured: Mapping[Site, Measured
         next(iter(bridges.values())).adapter.fit(together(list(measured.values())))
 
 
-def reversed_module(cfg: Mapping[str, Any], module: CrossModelModule, blocks: Tensor) -> CrossModelModule:
+def reversed_module(
+    cfg: Mapping[str, Any], module: CrossModelModule, pairing: Pairing, blocks: Tensor
+) -> CrossModelModule:
     """The other direction at the first site: the source continues what the target has read, by ridge regression.
 
     It is fitted on the states that were read for this direction, so that no model runs again.
 
     Args:
+        pairing: of the source's tokens with the target's.
         blocks: (blocks, length), of the target, that were read.
     """
     there, first_token = module.states.sites[0], module.states.first_token
-    statistics = gather(ReversedRows(module.states, there, blocks))
+    statistics = measure_back(module.states, there, blocks)
     back = CrossModelModule(module.source_model, module.source_tokenizer)
-    pairing, nowhere = Pairing(module.source_tokenizer, module.tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
-    place = Site(there.target, there.source)
+    place, nowhere = Site(there.target, there.source), activation_cache(cfg, keep=False)
     states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
     back.bridge(module.model, module.tokenizer, states)
     bridges = build_bridges(cfg, states, "ridge", {})
@@ -123,8 +124,8 @@ def bridge_models(cfg: Mapping[str, Any], module: CrossModelModule) -> CrossMode
     """Set what the module reads, and bridges that are not fitted yet; states are computed as they are asked for."""
     source_model = load_source_model(cfg, module)
     source_tokenizer = build_source(cfg, "source").tokenizer()
-    pairing, nowhere = Pairing(module.tokenizer, source_tokenizer), ActivationCache(cfg["cache_dir"], 1.0, False)
-    states = paired_states(cfg, module, source_model, pairing, nowhere)
+    pairing = Pairing(module.tokenizer, source_tokenizer)
+    states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg, keep=False))
     module.bridge(source_model, source_tokenizer, states)
     module.span(configured_bridges(cfg, states))
     return module
@@ -139,14 +140,10 @@ def load_into(part: nn.Module, file: Path) -> None:
     """Load what a run saved of what lies between two models.
 
     Raises:
-        UserError: the run has not finished, or its file is damaged or of another config.
+        UserError: as `read_weights`, or the file is of another config.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise UserError(f"{file.parent.parent} has no {file.name}: the run has not finished")
+    weights = read_weights(file)
     try:
-        part.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} is damaged or of another config ({error}); run the study again") from error
+        part.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{file} is of another config ({error}); run the study again") from error

@@ -192,13 +192,12 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
 
 def workspace(module: CausalLMModule, cfg: Mapping[str, Any], **of_run: Any) -> Workspace:
     """What the stages of a config share; `of_run` are the fields of `Workspace` that a run adds."""
-    activations = cfg["activations"]
     return Workspace(
         original=module.original,
         tokenizer=module.tokenizer,
         surgery=module.surgery,
         placement=module.placement,
-        activations=ActivationCache(cfg["cache_dir"], activations["max_gb"], activations["cache"]),
+        activations=activation_cache(cfg),
         changes={key: cfg[key] for key in ("replacement", "placement")} | {"recovery": recovery_plan(cfg)},
         batch_size=cfg["dataset"]["batch_size"],
         loss_chunk_size=cfg["trainer"]["loss_chunk_size"],
@@ -206,17 +205,36 @@ def workspace(module: CausalLMModule, cfg: Mapping[str, Any], **of_run: Any) -> 
     )
 
 
-def restore(module: CausalLMModule, file: Path) -> None:
-    """Put the trained weights of a safetensors file into a model that had the same surgery; fp32 stays fp32."""
+def activation_cache(cfg: Mapping[str, Any], keep: bool = True) -> ActivationCache:
+    """The cache of `cfg.activations`; without `keep`, one that computes everything as it is asked for."""
+    activations = cfg["activations"]
+    return ActivationCache(cfg["cache_dir"], activations["max_gb"], keep and activations["cache"])
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """What a run saved of what it trained.
+
+    Raises:
+        UserError: the run has not finished, or the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
         raise UserError(f"{file.parent.parent} has no trained weights ({file.name}): the run has not finished")
     try:
-        trained = load_file(file)
+        return load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); run the study again") from error
+
+
+def restore(module: CausalLMModule, file: Path) -> None:
+    """Put the trained weights of a safetensors file into a model that had the same surgery; fp32 stays fp32.
+
+    Raises:
+        UserError: as `read_weights`, or the file is of another config.
+    """
+    trained = read_weights(file)
     parameters = dict(module.model.named_parameters())
     strange = [
         name for name, tensor in trained.items() if parameters.get(name, tensor.new_empty(0)).shape != tensor.shape

@@ -11,7 +11,7 @@ from data_modules.facts import Question
 from data_modules.randomness import generator
 from lightning_modules.bridge import Site
 from lightning_modules.cross_model import CrossModelModule
-from lightning_modules.prefix import Continuation
+from lightning_modules.prefix import begin
 
 CONDITIONS = ("text", "nothing", "states", "shuffled", "random")
 
@@ -69,8 +69,5 @@ def _noise_like(module: CrossModelModule, place: Site, states: Tensor, index: in
 
 def _after(module: CrossModelModule, place: Site, states: Tensor, asked: Tensor) -> Tensor:
     """The target's logits (vocabulary,) after a question that follows on states."""
-    writer = Continuation(module.model, place.target)
-    first = (module.tokenizer.eos_token_id or 0) if module.states.first_token == "constant" else None
-    shown = torch.ones(1, len(states), dtype=torch.long, device=states.device)
-    writer.begin(states[None].to(module.model.dtype), shown, first)
+    writer, _ = begin(module, place, states[None], torch.ones(1, len(states), dtype=torch.long, device=states.device))
     return writer.step(asked[None])[0]

@@ -11,6 +11,7 @@ import torch
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.bridging import load_into, load_source_model
+from lightning_modules.building import activation_cache
 from lightning_modules.compression import COMPRESSOR, CompressionModule, SoftTokens
 from lightning_modules.frozen import FrozenStates, model_identity
 from lightning_modules.injection import site
@@ -33,7 +34,7 @@ def compress_models(
     source_model = load_source_model(cfg, module)
     pairing = Pairing(module.tokenizer, build_source(cfg, "source").tokenizer())
     (layer,) = resolve_layers(shared["source_layer"], shape_of(source_model.config).num_layers + 1)
-    cache = activations or ActivationCache(cfg["cache_dir"], 1.0, False)
+    cache = activations or activation_cache(cfg, keep=False)
     identity = {**model_identity(source_model), "code": code}
     states = FrozenStates(source_model, {str(layer): site(source_model, layer)}, cache, identity)
     module.compress(states, pairing, shared["context"], shared["tokens"])
@@ -48,6 +49,6 @@ def compress_models(
 
 
 def reload(module: CompressionModule, cfg: Mapping[str, Any], file: Path) -> None:
-    """The encoder of a run. Raises UserError: the run has not finished, or its file is damaged or of another config."""
+    """The encoder of a run. Raises UserError as `load_into`."""
     compress_models(cfg, module)
     load_into(module.model.get_submodule(COMPRESSOR), file)

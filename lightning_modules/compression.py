@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from data_modules.pairing import Pairing
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import FrozenStates
 from lightning_modules.nll import token_nll
-from lightning_modules.stages import Loss, Workspace
+from lightning_modules.stages import Loss
+from lightning_modules.submodule_training import SubmoduleTraining
 from registries.compressors import Compressor
 
 COMPRESSOR = "compressor"  # the submodule of the target that holds the encoder
@@ -66,7 +67,7 @@ class CompressionModule(CausalLMModule):
 
     def compress(self, states: FrozenStates, pairing: Pairing, context: int, tokens: int) -> None:
         """Set what reads the context; `encode` says how it is encoded."""
-        self.__dict__["source_model"] = states.model  # no submodule: it is neither trained nor saved
+        self.source_model = states.model
         self.states, self.pairing, self.context, self.tokens = states, pairing, context, tokens
 
     def encode(self, soft: SoftTokens) -> None:
@@ -103,36 +104,16 @@ class CompressionModule(CausalLMModule):
 
 
 @dataclass
-class CompressionTraining:
+class CompressionTraining(SubmoduleTraining):
     """Trains an encoder by the target's loss on the continuation.
 
     Attributes:
-        workspace, steps, lr, batch_size: see `Stage`.
         module: of both models.
     """
 
-    workspace: Workspace
-    steps: int
-    lr: float
-    batch_size: int
     module: CompressionModule
 
-    scope: ClassVar = "model"
-
-    @staticmethod
-    def imitates(keys: Mapping[str, Any]) -> bool:
-        """The text itself is what is learned."""
-        return False
-
-    def prepare(self, model: nn.Module) -> None:
-        """The encoder is there already."""
-
-    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The encoder's parameters."""
-        return {f"{COMPRESSOR}.{name}": each for name, each in model.get_submodule(COMPRESSOR).named_parameters()}
-
-    def start(self, model: nn.Module) -> None:
-        """Room for the states was made before."""
+    submodule: ClassVar = COMPRESSOR
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The loss of the continuations of a batch of blocks, summed over their tokens."""

@@ -42,8 +42,7 @@ class CrossModelModule(CausalLMModule):
 
     def bridge(self, source_model: nn.Module, source_tokenizer: Any, states: PairedStates) -> None:
         """Set what is read; `span` says how it is translated."""
-        self.__dict__["source_model"] = source_model  # no submodule: it is neither trained nor saved
-        self.source_tokenizer, self.states = source_tokenizer, states
+        self.source_model, self.source_tokenizer, self.states = source_model, source_tokenizer, states
         self.site_scores = nn.ModuleDict({str(each.target): TokenNLL() for each in states.sites})
         self.divergence = MeanMetric()
 

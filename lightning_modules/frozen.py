@@ -41,8 +41,11 @@ class Record(NamedTuple):
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor) -> dict[str, Record]:
+def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs: Any) -> dict[str, Record]:
     """Module name -> its call in a forward pass of the model's body; nothing runs after the last of them.
+
+    Args:
+        inputs: of the model beside the tokens.
 
     Raises:
         RuntimeError: one of the modules was not called.
@@ -63,7 +66,7 @@ def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor) -> dict[s
         for path in paths
     ]
     try:
-        model.base_model(**model_inputs(rows), use_cache=False)
+        model.base_model(**model_inputs(rows), **{"use_cache": False, **inputs})
     except _AllRecorded:
         return calls
     finally:

@@ -67,6 +67,17 @@ def adapter_training_options(
     """The keys of the group `adapter` of components that are trained."""
 
 
+def compressor_options(
+    tokens: Annotated[int, Ge(1)] = 16,
+    context: Annotated[int, Ge(1)] = 256,
+    source_layer: str | int = "at:100%",
+    steps: Annotated[int, Ge(0)] = 200,
+    lr: Annotated[float, Gt(0)] = 1e-3,
+    batch_size: Annotated[int, Ge(1)] = 1,
+) -> None:
+    """The keys of the group `compressor` that are not the component's (which gets `tokens` too)."""
+
+
 def optimizer_options(
     schedule: Schedule = "cosine",
     warmup_steps: Annotated[int, Ge(0)] | None = None,
@@ -169,17 +180,6 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         return error.messages
     return init_errors(stand_in, rows, shared.get("init", "kaiming"))
-
-
-def compressor_options(
-    tokens: Annotated[int, Ge(1)] = 16,
-    context: Annotated[int, Ge(1)] = 256,
-    source_layer: str | int = "at:100%",
-    steps: Annotated[int, Ge(0)] = 200,
-    lr: Annotated[float, Gt(0)] = 1e-3,
-    batch_size: Annotated[int, Ge(1)] = 1,
-) -> None:
-    """The keys of the group `compressor` that are not the component's (which gets `tokens` too)."""
 
 
 def exchanged(cfg: Mapping[str, Any]) -> Mapping[str, Any]:

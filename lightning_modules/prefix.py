@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.injection import injected
-from registries.architectures import architecture_of
+from lightning_modules.frozen import record_calls
+from lightning_modules.injection import injected, site
 
 if TYPE_CHECKING:
     from lightning_modules.bridge import Site
@@ -26,7 +26,7 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
     """
     tokenizer = module.tokenizer
     rows = [torch.tensor(tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]) for prompt in prompts]
-    longest, pad = max(map(len, rows)), tokenizer.eos_token_id or 0
+    longest = max(map(len, rows))
     width = module.model.config.get_text_config().hidden_size
     states = torch.zeros(len(rows), longest, width, device=module.model.device)
     mask = torch.zeros(len(rows), longest, dtype=torch.long, device=module.model.device)
@@ -35,14 +35,20 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
         bridge = module.bridge_at(place)
         states[index, longest - len(row) :] = bridge(read[place].to(states.device), paired.to(states.device))
         mask[index, longest - len(row) :] = 1
-    writer = Continuation(module.model, place.target)
-    first = pad if module.states.first_token == "constant" else None
-    token = writer.begin(states.to(module.model.dtype), mask, first).argmax(-1)
+    writer, logits = begin(module, place, states, mask)
+    token = logits.argmax(-1)
     written = [token]
     for _ in range(max_new_tokens - 1):
         token = writer.step(token[:, None]).argmax(-1)
         written.append(token)
     return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
+
+
+def begin(module: CrossModelModule, place: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
+    """A continuation by the target after translated states, see `Continuation.begin`, with the logits after them."""
+    writer = Continuation(module.model, place.target)
+    first = module.states.pairing.opening if module.states.first_token == "constant" else None
+    return writer, writer.begin(states.to(module.model.dtype), mask, first)
 
 
 class Continuation:
@@ -61,7 +67,6 @@ class Continuation:
 
         self.model, self.layer = model, layer
         self.below, self.above = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
-        self.blocks = architecture_of(model.config.model_type).blocks
 
     def begin(self, states: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
         """Read the prompt: (batch, length, hidden) states, (batch, length) 1 where they are; left-padded.
@@ -107,25 +112,9 @@ class Continuation:
 
     def _pass_below(self, tokens: Tensor) -> Tensor:
         """Through the blocks below the site. Returns what leaves them, (batch, length, hidden)."""
-        found = {}
-
-        def stop(block: nn.Module, args: tuple, output: Any) -> None:
-            found["states"] = output[0] if isinstance(output, tuple) else output
-            raise _Stop
-
-        hook = self.model.get_submodule(f"{self.blocks}.{self.layer - 1}").register_forward_hook(stop)
-        positions = self._positions(tokens.shape[1])
-        try:
-            self.model.base_model(input_ids=tokens, position_ids=positions, past_key_values=self.below, use_cache=True)
-        except _Stop:
-            return found["states"]
-        finally:
-            hook.remove()
-        raise RuntimeError(f"block {self.layer - 1} was not called")
-
-
-class _Stop(Exception):
-    """Ends a forward pass of which the rest is not needed."""
+        path, _ = site(self.model, self.layer)
+        inputs = {"position_ids": self._positions(tokens.shape[1]), "past_key_values": self.below, "use_cache": True}
+        return record_calls(self.model, [path], tokens, **inputs)[path].output
 
 
 def _until_end(tokenizer: Any, tokens: list[int]) -> str:

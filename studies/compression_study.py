@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 
-from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
 from lightning_modules.bridging import require_text
-from lightning_modules.building import BRIDGE_WEIGHTS, COMPRESSOR_STAGE, load_language_model, workspace
+from lightning_modules.building import (
+    BRIDGE_WEIGHTS,
+    COMPRESSOR_STAGE,
+    activation_cache,
+    load_language_model,
+    workspace,
+)
 from lightning_modules.compressing import compress_models
 from lightning_modules.compression import COMPRESSOR, CompressionModule, CompressionTraining
 from lightning_modules.frozen import model_identity
-from studies.comparison import share_of_gap
 from studies.display import say, show_compression
 from studies.fingerprint import code_version
 from studies.recording import Record
@@ -22,14 +26,12 @@ from studies.replacement_study import (
     operate_and_check,
     plot_curves,
     record_costs,
-    recovery_stages,
-    save_trained,
+    recover,
     save_weights,
     train_stage,
 )
-from studies.scores import Scores, cached_scores, score
+from studies.scores import SPLITS, Scores, cached_scores, record_share, score
 
-SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 CONTROLS = ("text", "truncated", "nothing")
 
 
@@ -46,25 +48,17 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
         scores.record(record, f"baseline/{prefix}")
         record.folder.result["baseline"] |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
     operate_and_check(cfg, module, data, record)
-    stages, trained = recovery_stages(cfg, module, data, identity), set()
-    for name, stage in stages.items():
-        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+    stages, trained = recover(cfg, module, data, record, identity)
     if trained or module.surgery or module.placement:
         identity |= model_identity(module.model) | {"changes": {key: cfg[key] for key in ("replacement", "placement")}}
     forms = score_forms(cfg, module, data, identity, CONTROLS)
-    options = cfg["activations"]
-    activations = ActivationCache(cfg["cache_dir"], options["max_gb"], options["cache"])
-    compress_models(cfg, module, activations, code_version())
+    compress_models(cfg, module, activation_cache(cfg), code_version())
     contexts = torch.cat([data.blocks(split)[:, : module.context] for split in ("train", *SPLITS.values())])
     module.states.reserve([module.pairing(row).tokens for row in contexts], len(contexts))
     encoder = train_encoder(cfg, module, data, record)
-
-    recovered = {name: each for name, each in module.model.named_parameters() if id(each) in trained}
-    if recovered:
-        save_trained(cfg, module, record, recovered)
     save_weights(module.model.get_submodule(COMPRESSOR).state_dict(), record.folder.path / BRIDGE_WEIGHTS)
     speed = record_forms(cfg, module, data, record, forms)
-    record_costs(module, record, {**recovered, **encoder}, speed)
+    record_costs(module, record, {**trained, **encoder}, speed)
     plot_curves(record, [*stages, *([COMPRESSOR_STAGE] if encoder else [])])
     show_compression(record.metrics)
 
@@ -122,11 +116,8 @@ def record_forms(
         found[prefix] = score(cfg, module, data, split)
         named = {f"control/{form}/": forms[form][prefix] for form in CONTROLS} | {"": found[prefix]}
         for name, scores in named.items():
-            place = f"{name}{prefix or 'val/'}"
-            scores.record(record, place)
-            share = share_of_gap(scores.documents, forms["nothing"][prefix].documents, forms["text"][prefix].documents)
-            ends = {"": share.value, "_low": share.low, "_high": share.high}
-            record.folder.record(**{f"{place}gap_closed{end}": value for end, value in ends.items()})
+            place, (floor, ceiling) = f"{name}{prefix or 'val/'}", (forms[form][prefix] for form in ("nothing", "text"))
+            record_share(record, place, scores, floor, ceiling)
     contexts = data.validation_blocks[:1, : module.context]
     soft = module.model.get_submodule(COMPRESSOR)(*module.read(contexts)).shape[1]
     size = data.token_bytes[data.validation_blocks[:, : module.context]].sum(1).double().mean().item()

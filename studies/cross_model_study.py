@@ -13,7 +13,6 @@ import torch
 from lightning import Callback, Trainer
 from scipy.stats import binomtest
 
-from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
 from data_modules.facts import make_questions
 from data_modules.pairing import Pairing
@@ -30,7 +29,13 @@ from lightning_modules.bridging import (
     require_text,
     reversed_module,
 )
-from lightning_modules.building import ADAPTER_STAGE, BRIDGE_WEIGHTS, load_language_model, workspace
+from lightning_modules.building import (
+    ADAPTER_STAGE,
+    BRIDGE_WEIGHTS,
+    activation_cache,
+    load_language_model,
+    workspace,
+)
 from lightning_modules.communication import CONDITIONS, first_token, right_answers
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
@@ -38,7 +43,7 @@ from lightning_modules.metrics import TokenNLL
 from lightning_modules.options import adapter_arguments, build_source
 from lightning_modules.samples import continue_texts
 from lightning_modules.similarity import similarity
-from studies.comparison import CONFIDENCE, share_of_gap
+from studies.comparison import CONFIDENCE
 from studies.display import say, show_crossing
 from studies.fingerprint import code_version
 from studies.recording import Record
@@ -46,16 +51,14 @@ from studies.replacement_study import (
     operate_and_check,
     plot_curves,
     record_costs,
-    recovery_stages,
-    save_trained,
+    recover,
     save_weights,
     score_baseline,
     train_stage,
     write_samples,
 )
-from studies.scores import Scores, cached, cached_scores, score
+from studies.scores import SPLITS, Scores, cached, cached_scores, record_share, score
 
-SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "ridge")
 
 
@@ -63,7 +66,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     """Score both models and every control, fit and train the adapter, score it; everything goes into `record`."""
     require_text(data)
     source_tokenizer = build_source(cfg, "source").tokenizer()
-    pairing = Pairing(tokenizer, source_tokenizer)
+    pairing, back = Pairing(tokenizer, source_tokenizer), Pairing(source_tokenizer, tokenizer)
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
@@ -71,21 +74,17 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
     own = score_baseline(cfg, module, data, record, identity)
     operate_and_check(cfg, module, data, record)
-    stages, trained = recovery_stages(cfg, module, data, identity), set()
-    for name, stage in stages.items():
-        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+    stages, trained = recover(cfg, module, data, record, identity)
     if module.surgery or module.placement or trained:
         say("scoring the target by itself")
         own = {"": score(cfg, module, data, "validation"), "test/": score(cfg, module, data, "test")}
     for prefix, scores in own.items():
         scores.record(record, f"target/{prefix}")
 
-    options = cfg["activations"]
-    activations = ActivationCache(cfg["cache_dir"], options["max_gb"], options["cache"])
-    states = paired_states(cfg, module, source_model, pairing, activations, code_version())
+    states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg), code_version())
     module.bridge(source_model, source_tokenizer, states)
-    for split in ("train", "validation", "test"):
-        states.reserve(data.blocks(split))
+    for split in ("train", *SPLITS.values()):
+        states.reserve(data.blocks(split), scored=split != "train")
     say(f"reading {data.train_blocks.numel():,} tokens with both models")
     start = time.perf_counter()
     measured = measure(states, data.train_blocks)
@@ -99,22 +98,19 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     record.folder.record(**{"time/fit_s": time.perf_counter() - start})
     module.span(bridges)
     adapted = train_adapter(cfg, module, data, record)
-    recovered = {name: each for name, each in module.model.named_parameters() if id(each) in trained}
-    if recovered:
-        save_trained(cfg, module, record, recovered)
     bridged = module.model.get_submodule(BRIDGES).state_dict()
     save_weights({name: tensor.clone() for name, tensor in bridged.items()}, record.folder.path / BRIDGE_WEIGHTS)
     speed = record_final(cfg, module, data, record, own, floor)
     record_communication(cfg, module, record)
-    write_crossed_samples(cfg, module, record, data)
+    write_crossed_samples(cfg, module, record, data, back)
     show_crossing(record.metrics)
-    record_costs(module, record, {**recovered, **adapted}, speed)
+    record_costs(module, record, {**trained, **adapted}, speed)
     plot_curves(record, [*stages, *([ADAPTER_STAGE] if adapted else [])])
 
 
 def record_source(cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record) -> None:
     """The source by itself on the same text, as `source/...`: its loss per token of its own, and its bits per byte."""
-    sizes = token_bytes(module.source_tokenizer)
+    sizes, identity = token_bytes(module.source_tokenizer), model_identity(module.source_model)
     for prefix, split in SPLITS.items():
         rows = [module.states.paired(block).tokens for block in data.blocks(split)]
 
@@ -126,11 +122,7 @@ def record_source(cfg: Mapping[str, Any], module: CrossModelModule, data: BlockD
                     metric.update(module.source_model(input_ids=tokens, use_cache=False).logits, tokens)
             return metric.compute()
 
-        key = [
-            "source",
-            model_identity(module.source_model),
-            tensors_sha256({str(index): row for index, row in enumerate(rows)}),
-        ]
+        key = ["source", identity, tensors_sha256({str(index): row for index, row in enumerate(rows)})]
         found = cached(cfg["cache_dir"], key, compute)
         record.folder.record(**{f"source/{prefix}{name}": value for name, value in found.items()})
 
@@ -179,7 +171,7 @@ def score_controls(
             scores = cached_scores(cfg["cache_dir"], key, compute)
             if name == "mean":
                 floor[prefix] = scores
-            record_crossing(record, f"control/{name}/{prefix or 'val/'}", scores, own[prefix], floor[prefix])
+            record_share(record, f"control/{name}/{prefix or 'val/'}", scores, floor[prefix], own[prefix])
     return floor
 
 
@@ -258,17 +250,9 @@ def record_final(
         say(f"final score on {split}")
         scores = score(cfg, module, data, split)
         scores.metrics.update(similarities(module, data, split))
-        record_crossing(record, prefix or "val/", scores, own[prefix], floor[prefix])
+        record_share(record, prefix or "val/", scores, floor[prefix], own[prefix])
         found[prefix] = scores
     return found[""]
-
-
-def record_crossing(record: Record, prefix: str, scores: Scores, own: Scores, floor: Scores) -> None:
-    """Record scores with the share that is closed of the gap between the mean state and the target's own states."""
-    scores.record(record, prefix)
-    share = share_of_gap(scores.documents, floor.documents, own.documents)
-    ends = {"": share.value, "_low": share.low, "_high": share.high}
-    record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
 
 
 def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, record: Record) -> None:
@@ -295,6 +279,7 @@ def write_crossed_samples(
     module: CrossModelModule,
     record: Record,
     data: BlockDataModule,
+    back: Pairing,
 ) -> None:
     """Continue the prompts under four conditions: each model alone, and each after a prompt that the other has read."""
     samples = cfg["samples"]
@@ -305,7 +290,7 @@ def write_crossed_samples(
     conditions = {
         "target": lambda: continue_texts(module.model, module.tokenizer, *arguments),
         "source": lambda: continue_texts(module.source_model, module.source_tokenizer, *arguments),
-        "target to source, by ridge": lambda: reversed_module(cfg, module, data.train_blocks).continue_texts(
+        "target to source, by ridge": lambda: reversed_module(cfg, module, back, data.train_blocks).continue_texts(
             *arguments
         ),
     }

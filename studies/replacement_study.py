@@ -32,9 +32,7 @@ from studies.fingerprint import code_version
 from studies.placements import record_placement
 from studies.recording import Record
 from studies.run_folder import write_text
-from studies.scores import Scores, cached, cached_scores, score
-
-SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
+from studies.scores import SPLITS, Scores, cached, cached_scores, score
 
 
 def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
@@ -46,23 +44,14 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     baselines = score_baseline(cfg, module, data, record, identity)
     sample_baseline(cfg, module, data, record, identity)
     operate_and_check(cfg, module, data, record)
-    stages, trained = recovery_stages(cfg, module, data, identity), set()
-    if not stages:
-        say("nothing to train: nothing is replaced or placed and model.freeze is true, or no steps are asked for")
-    for name, stage in stages.items():
-        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
-        last = name == list(stages)[-1]  # its score is the final one
-        if not last and f"{name}/loss" not in record.metrics:
-            say(f"scoring after {name}")
-            score(cfg, module, data, "validation").record(record, f"{name}/")
-    # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
-    parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
-    if parameters:
-        speed = _final(cfg, module, data, record, parameters, list(stages)[-1])
+    stages, trained = recover(cfg, module, data, record, identity)
+    if trained:
+        speed = _final(cfg, module, data, record, stages[-1])
     else:
+        say("nothing to train: nothing is replaced or placed and model.freeze is true, or no steps are asked for")
         speed = _unchanged(record, baselines)
-    record_costs(module, record, parameters, speed)
-    plot_curves(record, list(stages))
+    record_costs(module, record, trained, speed)
+    plot_curves(record, stages)
 
 
 def score_baseline(
@@ -71,11 +60,14 @@ def score_baseline(
     """The scores of the untouched model on validation and test; from the cache where they are known."""
     baselines = {}
     for prefix, split in SPLITS.items():
-        say(f"scoring the untouched model on {split}")
         blocks = data.sha256(split)
         key = ["score", identity, blocks, data.settings.batch_size, sorted(module.position_groups)]
-        scores = cached_scores(cfg["cache_dir"], key, lambda split=split: score(cfg, module, data, split))
-        baselines[prefix] = scores
+
+        def compute(split: str = split) -> Scores:
+            say(f"scoring the untouched model on {split}")
+            return score(cfg, module, data, split)
+
+        scores = baselines[prefix] = cached_scores(cfg["cache_dir"], key, compute)
         machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
         baseline = {f"{prefix}{name}": value for name, value in {**scores.metrics, **machine}.items()}
         record.folder.result["baseline"] |= baseline
@@ -125,12 +117,28 @@ def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: Bloc
         score(cfg, module, data, "validation").record(record, "swap/")
 
 
-def recovery_stages(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, identity: Mapping[str, str]
-) -> dict[str, Stage]:
-    """The stages of the recovery, with all that they share."""
+def recover(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Train the stages of the config, score between them, and save what they trained.
+
+    Returns:
+        The names of the stages, and name -> parameter of what was trained.
+    """
     rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
-    return build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
+    stages = build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
+    trained: set[int] = set()
+    for name, stage in stages.items():
+        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+        last = name == list(stages)[-1]  # its score is the final one
+        if not last and f"{name}/loss" not in record.metrics:
+            say(f"scoring after {name}")
+            score(cfg, module, data, "validation").record(record, f"{name}/")
+    # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
+    parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
+    if parameters:
+        _save_trained(cfg, module, record, parameters)
+    return list(stages), parameters
 
 
 def train_stage(
@@ -209,11 +217,9 @@ def _final(
     module: CausalLMModule,
     data: BlockDataModule,
     record: Record,
-    trained: dict[str, Any],
     last_stage: str,
 ) -> Scores:
-    """Save the trained weights; score on validation (what is returned) and test; samples."""
-    save_trained(cfg, module, record, trained)
+    """Score on validation (what is returned) and test; samples."""
     say("final score on validation")
     scores = score(cfg, module, data, "validation")
     scores.record(record, f"{last_stage}/")
@@ -226,7 +232,7 @@ def _final(
     return scores
 
 
-def save_trained(cfg: Mapping[str, Any], module: CausalLMModule, record: Record, trained: Mapping[str, Any]) -> None:
+def _save_trained(cfg: Mapping[str, Any], module: CausalLMModule, record: Record, trained: Mapping[str, Any]) -> None:
     """Save the trained weights; placed LoRA as a folder that PEFT loads."""
     if module.placement is not None:
         base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]

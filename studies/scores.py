@@ -13,11 +13,13 @@ from data_modules.block_data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.training import evaluate
 from registries.registry import UserError
+from studies.comparison import share_of_gap
 from studies.fingerprint import code_version
 from studies.recording import Record
 from studies.run_folder import write_text
 
 DOCUMENTS = "documents.json"
+SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -
     metrics = evaluate(module, data.loader(split), cfg["trainer"])
     seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
     return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
+
+
+def record_share(record: Record, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
+    """Record scores, and as `gap_closed` the share that they close of the gap between two others, with its interval."""
+    scores.record(record, prefix)
+    share = share_of_gap(scores.documents, floor.documents, ceiling.documents)
+    ends = {"": share.value, "_low": share.low, "_high": share.high}
+    record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
 
 
 def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:

@@ -67,38 +67,62 @@ class Statistics(NamedTuple):
         return self.fitted + self.held_out
 
 
-def gather(pairs: Pairs) -> Statistics:
-    """The statistics of paired rows, in one pass; what is gathered already is handed on.
+class Gathering:
+    """Statistics in the making.
 
     The last tenth of the batches is held out where their number is known, since batches that lie apart are of other
     texts (a ridge that is chosen on blocks between those it is fitted on is ten times too weak for new documents);
     else every tenth. Of fewer than ten batches, it is the last tenth of the rows of each.
 
-    Raises:
-        UserError: there are no rows, or some are not finite.
+    Args:
+        batches: how many will be added; None: unknown, and ten or more.
     """
-    if isinstance(pairs, Statistics):
-        return pairs
-    total = len(pairs) if isinstance(pairs, Sized) else None
-    pairs = iter(pairs)
-    first = list(islice(pairs, HELD_OUT))
-    found = Statistics(Moments(), Moments())
-    for index, (x, y) in enumerate(chain(first, pairs)):
-        if len(first) < HELD_OUT:
-            cut = len(x) - max(1, len(x) // HELD_OUT)
-        elif total is None:
-            cut = 0 if index % HELD_OUT == HELD_OUT - 1 else len(x)
-        else:
-            cut = 0 if index >= total - total // HELD_OUT else len(x)
-        for part, rows in ((found.fitted, slice(cut)), (found.held_out, slice(cut, None))):
+
+    def __init__(self, batches: int | None = None):
+        self.batches, self.added, self.found = batches, 0, Statistics(Moments(), Moments())
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch: (rows, source width) and (rows, target width)."""
+        cut = self._cut(len(x))
+        for part, rows in ((self.found.fitted, slice(cut)), (self.found.held_out, slice(cut, None))):
             if len(x[rows]):
                 part.add(x[rows], y[rows])
-    if not found.fitted.rows or not found.held_out.rows:
-        rows = found.fitted.rows + found.held_out.rows
-        raise UserError(f"an adapter is fitted on 2 paired rows at least, and there are {rows}: give it more text")
-    if not torch.isfinite(found.everything.yy + found.everything.xx.trace()):
-        raise UserError(
-            "hidden states with NaN or infinite values cannot be fitted: load the models in float32 (model.dtype, "
-            "source.dtype)"
-        )
-    return found
+        self.added += 1
+
+    def _cut(self, rows: int) -> int:
+        """Where the rows of the next batch begin that are held out."""
+        if self.batches is None:
+            return 0 if self.added % HELD_OUT == HELD_OUT - 1 else rows
+        if self.batches < HELD_OUT:
+            return rows - max(1, rows // HELD_OUT)
+        return 0 if self.added >= self.batches - self.batches // HELD_OUT else rows
+
+    def statistics(self) -> Statistics:
+        """What was gathered.
+
+        Raises:
+            UserError: there are no rows, or some are not finite.
+        """
+        found = self.found
+        if not found.fitted.rows or not found.held_out.rows:
+            rows = found.fitted.rows + found.held_out.rows
+            raise UserError(f"an adapter is fitted on 2 paired rows at least, and there are {rows}: give it more text")
+        if not torch.isfinite(found.everything.yy + found.everything.xx.trace()):
+            raise UserError(
+                "hidden states with NaN or infinite values cannot be fitted: load the models in float32 (model.dtype, "
+                "source.dtype)"
+            )
+        return found
+
+
+def gather(pairs: Pairs) -> Statistics:
+    """The statistics of paired rows, in one pass; what is gathered already is handed on. Raises as `Gathering`."""
+    if isinstance(pairs, Statistics):
+        return pairs
+    batches = len(pairs) if isinstance(pairs, Sized) else None
+    pairs = iter(pairs)
+    first = list(islice(pairs, HELD_OUT))
+    found = Gathering(len(first) if len(first) < HELD_OUT else batches)
+    for x, y in chain(first, pairs):
+        found.add(x, y)
+    return found.statistics()

@@ -181,10 +181,17 @@ def test_each_model_reads_each_block_once(cache):
     assert len(ran) == 2 * 2  # the head on what is known of itself, and the translated states
 
 
-def test_the_source_is_neither_trained_nor_saved(cache):
+def test_the_source_moves_with_the_module_and_is_neither_trained_nor_saved(cache):
     module = crossing(cache, [Site(1, 1)], "linear")
-    assert not any(name.startswith("source_model") for name in module.state_dict())
     assert module.adapter is module.bridge_at(Site(1, 1)).adapter
+    module.begin("adapter", TestTraining().stage(module))
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["state_dict"]
+    assert not any(name.startswith("source_model") for name in checkpoint["state_dict"])
+    assert not any(each.requires_grad for each in module.source_model.parameters())
+    module.to(torch.device("meta"))
+    assert {each.device.type for each in module.source_model.parameters()} == {"meta"}
 
 
 class TestTraining:

@@ -17,15 +17,21 @@ def compose(overrides: Sequence[str] = ()) -> Any:
 
 
 def run(cfg: Any) -> dict[str, Any]:
-    """Run the study of a composed config, after its controls. Returns the content of its `result.json`."""
+    """Run the study of a composed config, after its controls. Returns the content of its `result.json`.
+
+    Raises:
+        UserError: there are not as many processes as devices.
+    """
     from lightning_modules.building import plain
     from lightning_modules.options import exchanged
+    from lightning_modules.processes import require_processes
     from registries.plugins import import_plugins
     from studies.controls import control_config
     from studies.display import say
     from studies.sweep import note_job
 
     cfg = exchanged(plain(cfg))
+    require_processes(cfg["trainer"]["devices"])
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
     controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
     folder = _run_study(cfg, controls, note_job)
@@ -42,6 +48,7 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
 
     from data_modules import build_data_module
     from lightning_modules.options import build_source
+    from lightning_modules.processes import from_first, is_first
     from studies.controls import record_ratios
     from studies.display import say, show_scores
     from studies.recording import open_run, recording
@@ -56,12 +63,14 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     source = build_source(cfg)
     tokenizer = source.tokenizer()
     data = build_data_module(cfg, tokenizer)
-    folder = open_run(cfg, data.describe())
-    if opened is not None:
+    folder = from_first(lambda: open_run(cfg, data.describe()))
+    if opened is not None and is_first():
         opened(folder.path)
     if folder.result["status"] in ("finished", "skipped"):
         say(f"{folder.path.name} has finished before")
         return folder
+    if not is_first():
+        folder, cfg = folder.copied(), {**cfg, "tracking": {"name": "none"}}
     with recording(folder, cfg) as record:
         study(cfg, source, tokenizer, data, record)
         record_ratios(record, controls or {})
@@ -74,6 +83,7 @@ def job(cfg: Any) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from lightning_modules.processes import process_count
     from registries import UserError
     from studies.launch import exit_with
 
@@ -85,7 +95,7 @@ def job(cfg: Any) -> float:
             exit_with(error)
         if not sweeping:
             raise
-        stopping = cfg.on_failure == "stop"
+        stopping = cfg.on_failure == "stop" or process_count() > 1  # the others may be at another point of the job
         print(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {type(error).__name__}: {error}")
         if stopping:
             sys.exit(1)  # an exception would end the sweep only after its last job

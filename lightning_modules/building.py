@@ -30,6 +30,7 @@ from lightning_modules.options import (
 )
 from lightning_modules.peft_folder import load_adapter
 from lightning_modules.placement import place
+from lightning_modules.processes import from_first
 from lightning_modules.recovery import build_stages, recovery_plan
 from lightning_modules.stages import Workspace
 from lightning_modules.surgery import part, replace_attention
@@ -118,7 +119,8 @@ def _place(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule
         roles = cfg["placement"].get("roles") or ["attention", "mlp"]
         candidates = linears(model, roles, cfg["placement"].get("layers", "all"))
         torch.manual_seed(cfg["seed"])
-        measured = measure_scores(cfg["placement"]["score"], model, candidates, training_batches(), _mean_loss)
+        given = cfg["placement"]["score"], model, candidates, training_batches(), _mean_loss
+        measured = from_first(lambda: measure_scores(*given))
         arguments["scores"], scores = measured, [(linear, measured[linear.module]) for linear in candidates]
     rows = PLACEMENTS.build(name, model=model, **arguments)
     shared = split(cfg["placement"], placement_options)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class CausalLMModule(LightningModule):
     """A causal language model with its tokenizer: scores it, and trains it stage by stage.
 
     One Lightning batch is one optimizer step: `training_step` cuts it into passes and sums their gradients, weighted
-    by tokens. So a checkpoint can never fall between accumulated gradients.
+    by tokens. So a checkpoint can never fall between accumulated gradients. Of several processes, each has the whole
+    batch and takes its share of the blocks.
 
     Args:
         model: a transformers causal LM, before any surgery; `.original` stays as it is now.
@@ -133,18 +135,25 @@ class CausalLMModule(LightningModule):
         self.stage.start(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step))
-        optimizer, passes = self.optimizers(), _passes(batch, blocks_per_pass(self.stage))
-        scored = [int((scored_labels(each)[:, 1:] != IGNORED).sum()) for each in passes]
-        total, terms, parts = torch.zeros((), device=self.device), 0, Counter()
+        rank, processes = self.global_rank, self.trainer.world_size
+        torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step) + rank)
+        share = {key: tensor[rank::processes] for key, tensor in batch.items()}
+        optimizer, passes = self.optimizers(), _passes(share, blocks_per_pass(self.stage))
+        of_step = max(1, _scored_tokens(batch))
+        sums = Counter(loss=torch.zeros((), device=self.device), terms=torch.zeros((), device=self.device))
         optimizer.zero_grad()
-        for each, tokens in zip(passes, scored, strict=True):
-            loss, count, of_pass = self.stage.loss(self.model, each)
-            # Weighted by its share of the step's scored tokens, not as one of several equal passes.
-            self.manual_backward(loss / max(1, count) * (tokens / max(1, sum(scored))))
-            total, terms = total + loss.detach(), terms + count
-            parts.update(of_pass)
-        mean = total / max(1, terms)
+        for each in passes:
+            with self._gradients_stay() if each is not passes[-1] else nullcontext():
+                loss, count, parts = self.stage.loss(self.model, each)
+                # Weighted by its share of the step's scored tokens, not as one of several equal passes; of the
+                # processes, whose gradients are averaged, each gives its share too.
+                self.manual_backward(loss / max(1, count) * (_scored_tokens(each) * processes / of_step))
+            sums.update({"loss": loss.detach(), "terms": count, **parts})
+        if processes > 1:
+            sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}
+        terms = max(1, sums.pop("terms"))
+        means = {name: value / terms for name, value in sums.items()}
+        mean = means["loss"]
         if not torch.isfinite(mean):
             raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
         if self.gradient_clip_val:
@@ -155,8 +164,13 @@ class CausalLMModule(LightningModule):
         prefix = "train" if self.stage_name == "next_token" else f"train/{self.stage_name}"
         self.log(f"{prefix}/loss", mean, prog_bar=True)
         self.log(f"{prefix}/lr", lr)
-        self.log_dict({f"{prefix}/{part}": value / terms for part, value in parts.items()})
+        self.log_dict({f"{prefix}/{part}": value for part, value in means.items() if part != "loss"})
         return mean
+
+    def _gradients_stay(self) -> AbstractContextManager:
+        """Within this context, a backward pass does not exchange gradients with other processes."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if self.trainer.world_size > 1 else nullcontext()
 
     # Scoring: validation during training, baseline, swap and final scores all run through this.
 
@@ -216,6 +230,10 @@ def _passes(batch: dict[str, Tensor], blocks: int) -> list[dict[str, Tensor]]:
     """A batch cut into passes of so many blocks."""
     parts = {key: tensor.split(blocks) for key, tensor in batch.items()}
     return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
+
+
+def _scored_tokens(batch: Mapping[str, Tensor]) -> int:
+    return int((scored_labels(batch)[:, 1:] != IGNORED).sum())
 
 
 def _set_modes(module: nn.Module) -> None:

@@ -44,7 +44,7 @@ class CrossModelModule(CausalLMModule):
         """Set what is read; `span` says how it is translated."""
         self.source_model, self.source_tokenizer, self.states = source_model, source_tokenizer, states
         self.site_scores = nn.ModuleDict({str(each.target): TokenNLL() for each in states.sites})
-        self.divergence = MeanMetric()
+        self.divergence = MeanMetric(sync_on_compute=False)
 
     def span(self, bridges: Mapping[Site, Bridge]) -> None:
         """Translate by these bridges from now on."""

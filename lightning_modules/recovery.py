@@ -44,6 +44,16 @@ def build_stages(cfg: Mapping[str, Any], workspace: Workspace) -> dict[str, Stag
     }
 
 
+def step_sizes(cfg: Mapping[str, Any]) -> dict[str, int]:
+    """Key that decides it -> blocks of one step of a stage."""
+    sizes = {}
+    for name, keys in recovery_plan(cfg).items():
+        general = "replacement.transfer_batch_size" if STAGES.get(name).scope == "layers" else "dataset.batch_size"
+        key = general if keys.get("batch_size") is None else f"recovery.{name}.batch_size"
+        sizes[key] = _filled_in(name, keys, cfg, 0)["batch_size"]
+    return sizes
+
+
 def check_recovery(cfg: Mapping[str, Any]) -> list[str]:
     """What is wrong with `cfg.recovery`, for a model and a replacement that are right."""
     errors = []

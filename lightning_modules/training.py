@@ -16,6 +16,7 @@ from lightning_modules.callbacks.checkpoint import StepCheckpoint
 from lightning_modules.callbacks.early_stopping import BestWeights
 from lightning_modules.callbacks.throughput import Throughput
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.processes import process_count
 
 # Keys of the `trainer` config group that are not handed to Lightning's Trainer as they are.
 OWN_KEYS = (
@@ -38,7 +39,7 @@ def evaluate(module: CausalLMModule, loader: DataLoader, options: Mapping[str, A
     """
     clock = Throughput()
     with _quiet():
-        trainer = _trainer(options, logger=False, callbacks=[clock])
+        trainer = _trainer(options, logger=False, callbacks=[clock], devices=1)
         (scores,) = trainer.validate(module, loader, verbose=False)
     scores = {name.removeprefix("val/"): value for name, value in scores.items()}
     return {**scores, "seconds": clock.seconds, "tokens_per_s": clock.tokens_per_s}
@@ -69,6 +70,8 @@ def fit(
     with _quiet():
         trainer = _trainer(
             options,
+            strategy="ddp" if process_count() > 1 else "auto",
+            num_nodes=max(1, process_count() // options["devices"]),
             logger=logger,
             callbacks=[checkpoint, *best, *callbacks, clock],  # the clock last: it times the step alone
             max_steps=module.stage.steps,

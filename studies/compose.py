@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -76,11 +76,22 @@ def check(cfg: DictConfig) -> list[str]:
         return [str(error).split("\n")[0]]
 
 
-def check_command_line(overrides: Sequence[str], multirun: bool, config_name: str) -> tuple[list[str], bool]:
-    """Check the job, or every job of a sweep, that these overrides ask for.
+class CommandLine(NamedTuple):
+    """A command line that was checked.
 
-    Returns:
-        The overrides to hand to Hydra, and whether it is a sweep: asked for, or because the experiment is one.
+    Attributes:
+        overrides: to hand to Hydra.
+        sweeping: whether it is a sweep: asked for, or because the experiment is one.
+        devices: that every job computes on, each with a process of its own.
+    """
+
+    overrides: list[str]
+    sweeping: bool
+    devices: int
+
+
+def check_command_line(overrides: Sequence[str], multirun: bool, config_name: str) -> CommandLine:
+    """Check the job, or every job of a sweep, that these overrides ask for.
 
     Raises:
         UserError: every error of every job, each once.
@@ -93,7 +104,7 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
         multirun, start = True, [*start, "hydra.sweeper.params=null"]  # they are given one by one
         given = {item.key_or_group for item in parsed}
         parsed += _parse([line for key, line in axes.items() if key not in given], errors)
-    swept = [item for item in parsed if item.is_sweep_override()]
+    swept, devices = [item for item in parsed if item.is_sweep_override()], set()
     if swept and not multirun:
         line = swept[0].input_line
         errors.append(f"{line} names several values: add -m to sweep over them, or quote a list as [a,b]")
@@ -103,10 +114,13 @@ def check_command_line(overrides: Sequence[str], multirun: bool, config_name: st
             cfg = _compose(job, config_name, start, errors, known)
             if cfg is not None:
                 errors += check(cfg)
+                devices.add(cfg.trainer.devices)
+    if len(devices) > 1:
+        errors.append(f"trainer.devices={sorted(devices)}: the jobs of a sweep share their processes; give one number")
     if errors:
         raise UserError(dict.fromkeys(errors))
     swept_groups = {item.package or item.key_or_group for item in swept}
-    return [*(_in_sweep(item, swept_groups) for item in parsed), *start], multirun
+    return CommandLine([*(_in_sweep(item, swept_groups) for item in parsed), *start], multirun, *devices)
 
 
 def _experiment_axes(parsed: Sequence[Override], config_name: str, start: Sequence[str]) -> dict[str, str]:

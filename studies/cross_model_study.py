@@ -41,6 +41,7 @@ from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.options import adapter_arguments, build_source
+from lightning_modules.processes import from_first
 from lightning_modules.samples import continue_texts
 from lightning_modules.similarity import similarity
 from studies.comparison import CONFIDENCE
@@ -87,7 +88,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
         states.reserve(data.blocks(split), scored=split != "train")
     say(f"reading {data.train_blocks.numel():,} tokens with both models")
     start = time.perf_counter()
-    measured = measure(states, data.train_blocks)
+    measured = from_first(lambda: measure(states, data.train_blocks))
     record.folder.record(**{"time/read_s": time.perf_counter() - start})
     record_source(cfg, module, data, record)
     floor = score_controls(cfg, module, data, record, own, measured)
@@ -177,6 +178,10 @@ def score_controls(
 
 def similarities(module: CrossModelModule, data: BlockDataModule, split: str = "validation") -> dict[str, float]:
     """Likeness of the translated states to the target's own, on held-out text; the mean over sites, and each."""
+    return from_first(lambda: _similarities(module, data, split))
+
+
+def _similarities(module: CrossModelModule, data: BlockDataModule, split: str) -> dict[str, float]:
     rows: dict[Site, list[tuple[torch.Tensor, ...]]] = {each: [] for each in module.states.sites}
     with torch.no_grad():
         for batch in data.loader(split):
@@ -227,7 +232,7 @@ class WatchCrossing(Callback):
         if self.cfg["samples"]["max_new_tokens"] and self.cfg["samples"]["prompts"]:
             epoch = trainer.global_step // trainer.val_check_batch
             samples = self.cfg["samples"]
-            texts = module.continue_texts(samples["prompts"], samples["max_new_tokens"])
+            texts = from_first(lambda: module.continue_texts(samples["prompts"], samples["max_new_tokens"]))
             write_samples(self.cfg, self.record, f"source to target, epoch {epoch}", texts)
 
     def _log(self, trainer: Trainer, module: CrossModelModule) -> None:
@@ -265,7 +270,8 @@ def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, recor
         read = condition in ("text", "nothing")  # by the target itself: the same for all sites
         for place in module.states.sites[: 1 if read else None]:
             say(f"asking {count} questions after {condition}" + ("" if read else f", block {place.target}"))
-            right = sum(right_answers(module, questions, place, condition))
+            asked = module, questions, place, condition
+            right = from_first(lambda asked=asked: sum(right_answers(*asked)))
             interval = binomtest(right, count).proportion_ci(CONFIDENCE, "wilson")
             layer = f"layer_{place.target}/" if len(module.states.sites) > 1 and not read else ""
             values = {"": right / count, "_low": interval.low, "_high": interval.high}
@@ -300,4 +306,4 @@ def write_crossed_samples(
             cfg["cache_dir"], ["texts", condition, places, arguments], lambda texts=texts: {"texts": texts()}
         )
         write_samples(cfg, record, condition, found["texts"])
-    write_samples(cfg, record, "source to target", module.continue_texts(*arguments))
+    write_samples(cfg, record, "source to target", from_first(lambda: module.continue_texts(*arguments)))

@@ -18,6 +18,7 @@ _IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "output_dir"
 _IRRELEVANT |= {"activations", "experiment", "size"}  # caching changes no result; the values that the others set count
 _IRRELEVANT_IN = {
     "trainer": {
+        "name",
         "devices",
         "accelerator",
         "enable_progress_bar",

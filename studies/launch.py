@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from lightning_modules.processes import is_first, process_count
 from registries.registry import UserError
 
 USAGE_STATUS = 2
@@ -28,7 +32,11 @@ def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str]
         else:
             from studies.compose import check_command_line
 
-            overrides, sweeping = check_command_line(options.overrides, options.multirun, config_name)
+            overrides, sweeping, devices = check_command_line(options.overrides, options.multirun, config_name)
+            if devices > 1 and process_count() == 1:
+                _start_processes(devices, arguments)
+            if not is_first():
+                overrides.append(f"output_dir={_out_of_the_way()}")
             if sweeping and not options.multirun:
                 arguments.append("--multirun")
     except UserError as error:
@@ -45,8 +53,26 @@ def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str]
     job()
 
 
+def _start_processes(count: int, arguments: Sequence[str]) -> NoReturn:
+    """Go on as so many processes of the same command, by torchrun."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *torchrun, sys.argv[0], *arguments])
+
+
+def _out_of_the_way() -> str:
+    """What a process that keeps no records does: print nothing, and write to a folder that is gone with it."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def exit_with(error: UserError) -> None:
     """Print what is wrong, one line each, and end with the status for wrong usage."""
+    if not is_first():
+        sys.exit(USAGE_STATUS)  # the first process tells it
     count = len(error.messages)
     heading = "error:" if count == 1 else f"{count} errors:"
     print("\n".join([heading, *(f"  {message}" for message in error.messages)]), file=sys.stderr)

@@ -20,6 +20,7 @@ from lightning_modules.frozen import model_identity
 from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
 from lightning_modules.preflight import in_float32, logits, preflight, probe, require
+from lightning_modules.processes import from_first
 from lightning_modules.recovery import build_stages
 from lightning_modules.stages import Stage
 from lightning_modules.surgery import bias_range
@@ -170,7 +171,7 @@ def train_stage(
         clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers, callbacks)
         save_weights(parameters, folder / "weights.safetensors")
         if stage.scope == "layers":
-            record.folder.record(**_held_out(module, stage, data, name))
+            record.folder.record(**from_first(lambda: _held_out(module, stage, data, name)))
         done[name] = {
             "steps": module.trainer.global_step,  # fewer than planned where training stopped early
             "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
@@ -275,7 +276,7 @@ def plot_curves(record: Record, stages: list[str]) -> None:
 
 
 def continue_prompts(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> list[str]:
-    return module.continue_texts(model_prompts(cfg, data), cfg["samples"]["max_new_tokens"])
+    return from_first(lambda: module.continue_texts(model_prompts(cfg, data), cfg["samples"]["max_new_tokens"]))
 
 
 def model_prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:

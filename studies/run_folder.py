@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import copy
 import errno
 import json
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -54,6 +58,12 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run's folder. Raises UserError where there is no readable result."""
         return cls(path, read_result(path))
+
+    def copied(self) -> RunFolder:
+        """A copy that is gone with this process: for processes that keep no records of their own."""
+        path = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
+        return RunFolder(Path(shutil.copytree(self.path, path / self.path.name)), copy.deepcopy(self.result))
 
     def write(self) -> None:
         """Write `result.json` aside and rename it, so that a reader never sees half of it."""

@@ -109,6 +109,10 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     errors += options.check_optimizer(cfg) + dataset_errors
     if not surgery_errors + trainer_errors + dataset_errors:
         errors += check_recovery(cfg)
+    if not errors:
+        errors += _device_errors(cfg)
+    if score and cfg["trainer"]["devices"] > 1:
+        errors.append(f"trainer.devices={cfg['trainer']['devices']}: scoring computes on one; leave it out")
     if cfg["controls"] and cfg["replacement"]["name"] == "none":
         errors.append(f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced")
     return errors + (options.check_block_size(cfg) if not model_errors + dataset_errors else [])
@@ -130,6 +134,19 @@ def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:
             "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
         )
     return errors
+
+
+def _device_errors(cfg: Mapping[str, Any]) -> list[str]:
+    """Steps with fewer blocks than there are devices to share them, in a config that is right."""
+    from lightning_modules.recovery import step_sizes
+
+    devices, sizes = cfg["trainer"]["devices"], step_sizes(cfg)
+    sizes |= {f"{group}.batch_size": cfg[group].get("batch_size", devices) for group in ("adapter", "compressor")}
+    return [
+        f"trainer.devices={devices}: each takes one block of a step at least, but {key}={size}; raise it"
+        for key, size in sizes.items()
+        if size < devices
+    ]
 
 
 def _has_gpu() -> bool:

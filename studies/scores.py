@@ -11,6 +11,7 @@ from typing import Any
 
 from data_modules.block_data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.processes import from_first
 from lightning_modules.training import evaluate
 from registries.registry import UserError
 from studies.comparison import share_of_gap
@@ -52,9 +53,13 @@ class Scores:
 
 def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -> Scores:
     """Score a model on a split."""
-    metrics = evaluate(module, data.loader(split), cfg["trainer"])
-    seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
-    return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
+
+    def compute() -> Scores:
+        metrics = evaluate(module, data.loader(split), cfg["trainer"])
+        seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
+        return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
+
+    return from_first(compute)
 
 
 def record_share(record: Record, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
@@ -85,7 +90,10 @@ def cached_scores(cache_dir: str, key: list[Any], compute: Callable[[], Scores])
 def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `compute` gave for this key and this code. A damaged entry is computed anew."""
     digest = hashlib.sha256(json.dumps([*key, code_version()], sort_keys=True).encode()).hexdigest()[:24]
-    file = Path(cache_dir).expanduser() / "scores" / f"{digest}.json"
+    return from_first(lambda: _read_or_compute(Path(cache_dir).expanduser() / "scores" / f"{digest}.json", compute))
+
+
+def _read_or_compute(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if file.is_file():
         try:
             return json.loads(file.read_text())

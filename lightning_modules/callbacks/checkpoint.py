@@ -55,6 +55,8 @@ class StepCheckpoint(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         due = trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False):
+            self.requested = self.requested or signal.SIGTERM  # another process was asked: all stop at this step
         if due or self.requested is not None:
             self._save(trainer)
         self.stop_if_requested(trainer)
@@ -75,6 +77,7 @@ class StepCheckpoint(Callback):
         partial = self.path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(partial, weights_only=False)  # optimizer and position too
-            os.replace(partial, self.path)
+            if trainer.is_global_zero:
+                os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Metrics, as torchmetrics metrics: state that adds up over batches and processes."""
+"""Metrics, as torchmetrics metrics: state that adds up over batches. What a process scores, it scores whole."""
 
 from lightning_modules.metrics.document_nll import DocumentNLL
 from lightning_modules.metrics.linear_cka import LinearCKA

@@ -19,7 +19,7 @@ class DocumentNLL(Metric):
     full_state_update = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.add_state("documents", [], dist_reduce_fx="cat")
         self.add_state("nll", [], dist_reduce_fx="cat")
 

@@ -19,7 +19,7 @@ class LinearCKA(Metric):
     full_state_update = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.add_state("x", [], dist_reduce_fx="cat")
         self.add_state("y", [], dist_reduce_fx="cat")
 

@@ -24,7 +24,7 @@ class TokenNLL(Metric):
     full_state_update = False
 
     def __init__(self, token_bytes: Tensor | None = None):
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         for name in ("nll", "tokens", "correct", "bytes"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.token_bytes = token_bytes

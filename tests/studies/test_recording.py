@@ -61,7 +61,6 @@ def mark(small):
         "skip_finished=true",
         "on_failure=stop",
         "trainer.accelerator=auto",
-        "trainer.devices=2",
         "trainer.enable_progress_bar=true",
         "trainer.checkpoint_every_n_steps=7",
         "dataset.num_workers=2",

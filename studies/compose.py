@@ -224,8 +224,11 @@ def _parse(overrides: Sequence[str], errors: list[str]) -> list[Override]:
 
 
 def _jobs(parsed: Sequence[Override]) -> Iterator[list[Override]]:
-    """The jobs of a sweep: every combination of the swept values (of a range that a sweeper draws from, its ends)."""
-    parser, choices = OverridesParser.create(), []
+    """The jobs of a sweep: every combination of the swept values (of a range that a sweeper draws from, its ends).
+
+    Of the seeds, which nothing else depends on, each is in one job; in all others it is the first.
+    """
+    parser, choices, seeds = OverridesParser.create(), [], []
     for item in parsed:
         if item.is_discrete_sweep():
             lines = [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
@@ -234,9 +237,13 @@ def _jobs(parsed: Sequence[Override]) -> Iterator[list[Override]]:
             lines = [f"{item.get_key_element()}={value}" for value in (interval.start, interval.end)]
         else:
             lines = [item.input_line]
+        if item.key_or_group == "seed":
+            lines, *seeds = [[line] for line in lines]
         choices.append(lines)
     for lines in itertools.product(*choices):
         yield parser.parse_overrides(list(lines))
+    for seed in seeds:
+        yield parser.parse_overrides([*(lines[0] for lines in choices), *seed])
 
 
 def _compose(

@@ -86,6 +86,13 @@ def test_a_model_folder_without_weights(tmp_path):
     assert "holds no weights" in message
 
 
+def test_every_seed_is_checked(small):
+    with pytest.raises(UserError, match="seed=-1"):
+        check_command_line([*TOROIDAL, "replacement.depth=2,4", "seed=0,1,-1"], True, "config")
+    with pytest.raises(UserError, match="replacement.depth=3"):
+        check_command_line([*TOROIDAL, "seed=0,1", "replacement.depth=2,3"], True, "config")
+
+
 def test_a_valid_sweep_has_no_errors():
     sweep = [*TOROIDAL, "replacement.depth=1,2,4", "replacement.layers=[0],[0,1]", "seed=range(0,3)"]
     assert check_command_line(sweep, True, "config")[:2] == (sweep, True)

@@ -30,8 +30,9 @@ def swept(handed):
     return {key: values for key, values in sweeps.items() if len(values) > 1}
 
 
-@pytest.mark.parametrize("size", ["full", "small"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "size"), [("default", "full"), *((model, "small") for model in ("default", "tiny_phi", "random"))]
+)
 @pytest.mark.parametrize("name", FILES)
 def test_every_job_of_every_experiment_is_right(name, model, size):
     family = ["model=random", "model.family=gpt2"] if name == "placement_documents" else MODELS[model]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 from torchmetrics import MeanMetric
 
 from lightning_modules.bridge import Bridge, PairedStates, Site, States
@@ -16,7 +15,7 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.injection import injected
 from lightning_modules.inputs import scored_labels
 from lightning_modules.metrics import TokenNLL
-from lightning_modules.nll import IGNORED
+from lightning_modules.nll import IGNORED, token_divergence
 from lightning_modules.prefix import continue_across
 from registries.registry import UserError
 
@@ -97,15 +96,14 @@ class CrossModelModule(CausalLMModule):
         scored = (labels[:, 1:] != IGNORED).flatten()
         final = torch.stack([self.states.own(row) for row in batch["input_ids"]])
         with injected(self.model, self.states.last, final):
-            own = self.logits(batch)[:, :-1].flatten(0, 1)[scored].float().log_softmax(-1)
+            own = self.logits(batch)[:, :-1].flatten(0, 1)[scored]
         nll = []
         for place, states in read.items():
             with self.stitched(place, self.translate(place, states)):
                 logits = self.logits(batch)
             nll.append(self.score(logits, batch))
-            self.site_scores[str(place.target)].update(logits, labels)
-            crossed = logits[:, :-1].flatten(0, 1)[scored].float().log_softmax(-1)
-            self.divergence.update(kl_div(crossed, own, reduction="none", log_target=True).sum(-1).double())
+            self.site_scores[str(place.target)].update(logits, labels, nll[-1])
+            self.divergence.update(token_divergence(logits[:, :-1].flatten(0, 1)[scored], own).double())
         self.score_documents(torch.stack(nll).mean(0), batch)
 
     def on_validation_epoch_end(self) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 IGNORED = -100
+CHUNK_LOGITS = 2**22  # in fp32 at a time, where nothing is kept for a backward pass: what a processor's cache holds
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -23,8 +26,35 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (batch, length - 1) in nats; 0 where a token is not scored.
     """
-    predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:]
-    return cross_entropy(predictions, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
+    targets = labels[:, 1:]
+    pairs = _chunks(logits[:, :-1].flatten(0, 1), targets.flatten())
+    nll = [cross_entropy(each.float(), wanted, ignore_index=IGNORED, reduction="none") for each, wanted in pairs]
+    return torch.cat(nll).view(targets.shape)
+
+
+def token_divergence(logits: Tensor, own: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the distributions `own` at every token, in fp32.
+
+    Args:
+        logits, own: (tokens, vocabulary).
+
+    Returns:
+        (tokens,) in nats.
+    """
+    distances = [
+        kl_div(*(part.float().log_softmax(-1) for part in pair), reduction="none", log_target=True).sum(-1)
+        for pair in _chunks(logits, own)
+    ]
+    return torch.cat(distances)
+
+
+def _chunks(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of logits with those that belong to them, so many at a time that they stay in a processor's cache.
+
+    A backward pass would need all of them again.
+    """
+    rows = len(logits) if logits.requires_grad else max(1, CHUNK_LOGITS // logits.shape[1])
+    return zip(logits.split(rows), others.split(rows), strict=True)
 
 
 def perplexity(nll: float) -> float:

@@ -39,7 +39,8 @@ class TokenNLL(Metric):
         scored = targets != IGNORED
         self.nll += nll.double().sum()
         self.tokens += scored.sum()
-        self.correct += ((logits[:, :-1].argmax(-1) == targets) & scored).sum()
+        best = logits[:, :-1].max(-1).indices  # argmax, which takes three times as long in bf16
+        self.correct += ((best == targets) & scored).sum()
         if self.token_bytes is not None:
             self.bytes += self.token_bytes.to(targets.device)[targets[scored]].sum()
 

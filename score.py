@@ -20,6 +20,7 @@ def score(cfg: Any) -> dict[str, Any]:
         continuation.
     """
     from data_modules import build_data_module
+    from lightning_modules.bridging import require_data
     from lightning_modules.building import load_language_model, load_module, plain
     from lightning_modules.cross_model import require_one_model
     from lightning_modules.options import build_source
@@ -44,11 +45,12 @@ def score(cfg: Any) -> dict[str, Any]:
         options = {key: cfg[key] for key in ("task_path", "limit", "num_fewshot")}
         return run_tasks(module, cfg["tasks"], **options, batch_size=cfg["dataset"]["batch_size"])
     data = build_data_module(cfg, tokenizer)
-    counts = data.counts(cfg["split"])
     module = module or load_language_model(cfg, source, tokenizer)
+    require_data(module, data)
     module.measure(data.token_bytes, data.position_groups())
     scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
-    scored = {"split": cfg["split"], "blocks": counts["blocks"], "tokens": counts["scored"]}
+    tokens = sum(count for _, count in module.documents.compute())
+    scored = {"split": cfg["split"], "blocks": len(data.blocks(cfg["split"])), "tokens": tokens}
     return {**scores, "dataset": data.name, "sha256": data.sha256(cfg["split"]), **scored}
 
 

@@ -26,7 +26,8 @@ Contrast = Literal["tokens", "sequences"]
 class AdapterTraining(SubmoduleTraining):
     """Trains what translates by a weighted sum of three objectives, each a mean; what has no weight is not computed.
 
-    * alignment: squared distance from the target's own states, over their variance (1 - R2 on the training text);
+    * alignment: squared distance from the target's own states, over their variance (about 1 - R2 on the training text);
+      per scored token, so that each counts the same however the blocks are shared among passes and processes;
     * generation: the target's next-token loss from the translated states on;
     * contrastive: InfoNCE (van den Oord et al., 2018) over cosines of centred states.
 
@@ -34,7 +35,8 @@ class AdapterTraining(SubmoduleTraining):
         module: of both models.
         alignment_weight, generation_weight, contrastive_weight: of the objectives.
         temperature: that the cosines are divided by.
-        negatives: for each token, at most; drawn from the tokens of the step (from its blocks for `sequences`).
+        negatives: of each token, at most: so many and one tokens of a step are drawn, and each is told from all others
+            (blocks for `sequences`; of several processes, each draws from its own share).
         contrast: of single `tokens`, or of `sequences`: the mean states of blocks.
     """
 
@@ -67,15 +69,15 @@ class AdapterTraining(SubmoduleTraining):
     ) -> dict[str, Tensor]:
         bridge = self.module.bridge_at(place)
         translated, found = self.module.translate(place, states), {}
-        target = states.target.float()
+        target, labels = states.target.float(), scored_labels(batch)
+        count = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
         if self.alignment_weight:
             error = (translated - target)[states.paired].square().sum()
-            found["alignment"] = error / states.paired.sum().clamp(min=1) / bridge.variance
+            found["alignment"] = error / count / bridge.variance
         if self.generation_weight:
-            labels = scored_labels(batch)
             with self.module.stitched(place, translated):
                 nll = next_token_nll(model, batch_rows(batch), labels, self.workspace.loss_chunk_size)
-            found["generation"] = nll / (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+            found["generation"] = nll / count
         if self.contrastive_weight:
             found["contrastive"] = self._info_nce(translated - bridge.mean, target - bridge.mean, states.paired)
         return found

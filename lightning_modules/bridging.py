@@ -13,6 +13,8 @@ from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.bridge import Bridge, Measured, PairedStates, Site, first_states, measure_back, together
 from lightning_modules.building import activation_cache, read_weights, resolve_dtype
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.options import adapter_arguments, build_source, resolve_sites
@@ -117,6 +119,17 @@ def require_text(data: Any) -> None:
             f"an adapter pairs the tokens of two models on plain text, and dataset {data.name!r} is "
             f"{'made of tokens' if data.token_bytes is None else 'made of examples'}: choose one of documents "
             "(dataset=pydoc, text, wikitext2, ...)"
+        )
+
+
+def require_data(module: CausalLMModule, data: Any) -> None:
+    """Raise UserError unless a module that reads two models can be scored on these data."""
+    if isinstance(module, (CrossModelModule, CompressionModule)):
+        require_text(data)
+    if isinstance(module, CompressionModule) and module.context > data.settings.block_size - 2:
+        raise UserError(
+            f"dataset.block_size={data.settings.block_size} leaves no continuation of a context of {module.context} "
+            f"tokens: set it to {module.context + 2} or more"
         )
 
 

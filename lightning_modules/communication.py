@@ -30,7 +30,7 @@ def right_answers(
     """
     module.eval()
     for index, question in enumerate(questions):
-        asked = _tokens(module, question.question)
+        asked = _tokens(module, question.question, begins=condition == "nothing")
         if condition in ("text", "nothing"):
             context = _tokens(module, question.context) if condition == "text" else asked[:0]
             logits = module.model(input_ids=torch.cat([context, asked])[None], use_cache=False).logits[0, -1]
@@ -49,8 +49,9 @@ def first_token(tokenizer: object) -> Callable[[str], int]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"][0]
 
 
-def _tokens(module: CrossModelModule, text: str) -> Tensor:
-    return torch.tensor(module.tokenizer(text)["input_ids"], device=module.model.device)
+def _tokens(module: CrossModelModule, text: str, begins: bool = True) -> Tensor:
+    """(length,); with the special tokens of a beginning, where it is one."""
+    return torch.tensor(module.tokenizer(text, add_special_tokens=begins)["input_ids"], device=module.model.device)
 
 
 def _translated(module: CrossModelModule, place: Site, context: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ from lightning_modules.nll import token_nll
 from lightning_modules.stages import Loss
 from lightning_modules.submodule_training import SubmoduleTraining
 from registries.compressors import Compressor
+from registries.registry import UserError
 
 COMPRESSOR = "compressor"  # the submodule of the target that holds the encoder
 Form = Literal["soft", "text", "truncated", "nothing"]
@@ -96,6 +97,10 @@ class CompressionModule(CausalLMModule):
             return self.model(inputs_embeds=inputs, use_cache=False).logits[:, self.tokens :]
         shown = {"text": context, "truncated": context[:, -self.tokens :], "nothing": context[:, :0]}[self.form]
         return self.model(input_ids=torch.cat([shown, rest], 1), use_cache=False).logits[:, shown.shape[1] :]
+
+    def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Raises UserError: a prompt is no context of the length that is encoded, with a beginning of what follows."""
+        raise UserError("a run with a compressor continues no prompts: score it on texts (dataset=...)")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits = self.continuation_logits(batch["input_ids"])

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.bridge import Bridge, PairedStates, Site, States
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.compression import CompressionModule
 from lightning_modules.injection import injected
 from lightning_modules.inputs import scored_labels
 from lightning_modules.metrics import TokenNLL
@@ -118,6 +119,6 @@ class CrossModelModule(CausalLMModule):
 
 
 def require_one_model(module: CausalLMModule, what: str) -> None:
-    """Raise UserError where two models are bridged."""
-    if isinstance(module, CrossModelModule):
-        raise UserError(f"{what} is of one model, and this run bridges two (its adapter's source would be left out)")
+    """Raise UserError for a run on two models."""
+    if isinstance(module, (CrossModelModule, CompressionModule)):
+        raise UserError(f"{what} is of one model, and this run has two (the source would be left out)")

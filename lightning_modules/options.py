@@ -205,15 +205,17 @@ def resolve_sites(cfg: Mapping[str, Any], source_layers: int, target_layers: int
     """
     adapter = cfg["adapter"]
     try:
-        targets = resolve_layers(adapter["layers"], target_layers + 1)
+        resolve_layers(adapter["layers"], target_layers + 1)  # each once
+        targets = _in_order(adapter["layers"], target_layers + 1)
     except UserError as error:
         raise UserError(f"adapter.{line}, the last of which is the final norm" for line in error.messages) from error
     if adapter["source_layers"] is None:
         return [(round(layer / target_layers * source_layers), layer) for layer in targets]
     try:
-        sources = resolve_layers(adapter["source_layers"], source_layers + 1)
+        sources = _in_order(adapter["source_layers"], source_layers + 1)
     except UserError as error:
-        lines = (line.replace("layers=", "source_layers=", 1) for line in error.messages)
+        messages = (line.replace("this model's", "the source's") for line in error.messages)
+        lines = (line.replace("layers=", "source_layers=", 1) for line in messages)
         raise UserError(f"adapter.{line}, the last of which is the final norm" for line in lines) from error
     if len(sources) != len(targets):
         raise UserError(
@@ -221,6 +223,14 @@ def resolve_sites(cfg: Mapping[str, Any], source_layers: int, target_layers: int
             "or source_layers=null for the same relative depths"
         )
     return list(zip(sources, targets, strict=True))
+
+
+def _in_order(spec: str | int | list[int], num_layers: int) -> list[int]:
+    """The layers of a spec, those of a list in its order: they are paired with those of another one."""
+    if not isinstance(spec, list):
+        return resolve_layers(spec, num_layers)
+    resolve_layers(list(dict.fromkeys(spec)), num_layers)  # raises where one is wrong
+    return [layer % num_layers for layer in spec]
 
 
 def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
@@ -254,7 +264,7 @@ def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
         resolve_sites(cfg, source_shape.num_layers, target_shape.num_layers)
     except UserError as error:
         errors += error.messages
-    return errors + _training_errors(training)
+    return errors + _training_errors(training, cfg["trainer"]["devices"])
 
 
 def check_compressor(cfg: Mapping[str, Any]) -> list[str]:
@@ -276,6 +286,11 @@ def check_compressor(cfg: Mapping[str, Any]) -> list[str]:
             f"compressor.context={shared['context']} leaves no continuation of a block of "
             f"{cfg['dataset']['block_size']} tokens: set dataset.block_size to more, or it to less"
         )
+    if shared["tokens"] > shared["context"]:
+        errors.append(
+            f"compressor.tokens={shared['tokens']} are more than the {shared['context']} tokens of compressor.context: "
+            "that compresses nothing; set it to less"
+        )
     config = build_source(cfg, "source").config()
     try:
         if config is not None and len(resolve_layers(shared["source_layer"], shape_of(config).num_layers + 1)) > 1:
@@ -285,13 +300,17 @@ def check_compressor(cfg: Mapping[str, Any]) -> list[str]:
     return errors
 
 
-def _training_errors(training: Mapping[str, Any]) -> list[str]:
+def _training_errors(training: Mapping[str, Any], devices: int) -> list[str]:
     weights = [key for key in training if key.endswith("_weight")]
     errors = []
     if weights and not any(training[key] for key in weights):
         errors.append(f"adapter.{', adapter.'.join(weights)} are all 0: there is nothing to train the adapter for")
-    if training.get("contrastive_weight") and training["contrast"] == "sequences" and training["batch_size"] < 2:
-        errors.append("adapter.contrast=sequences compares the blocks of a step: set adapter.batch_size to 2 or more")
+    contrasts = training.get("contrastive_weight") and training["contrast"] == "sequences"
+    if contrasts and training["batch_size"] < 2 * devices:
+        step = "a step" if devices == 1 else "a step (of each device)"
+        errors.append(
+            f"adapter.contrast=sequences compares the blocks of {step}: set adapter.batch_size to {2 * devices} or more"
+        )
     return errors
 
 

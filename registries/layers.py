@@ -45,6 +45,8 @@ def _named(spec: str, num_layers: int) -> list[int]:
     if span := re.fullmatch(r"(\d+)-(\d+)", spec):
         return list(range(int(span[1]), int(span[2]) + 1))
     if place := re.fullmatch(r"at:(\d+\.?\d*)%", spec):
+        if float(place[1]) > 100:
+            raise UserError(f"layers={spec!r} lies beyond the last layer, which is at:100%")
         return [min(num_layers - 1, int(num_layers * float(place[1]) / 100))]
     if counted := re.fullmatch(
         r"(?:(first|last|ends|every|spread):([1-9]\d*)|(first|last|ends|spread):(\d+\.?\d*)%)", spec

@@ -14,7 +14,7 @@ from lightning import Callback, Trainer
 from scipy.stats import binomtest
 
 from data_modules.block_data_module import BlockDataModule
-from data_modules.facts import make_questions
+from data_modules.facts import Question, make_questions
 from data_modules.pairing import Pairing
 from data_modules.token_cache import tensors_sha256
 from data_modules.tokens import token_bytes
@@ -66,6 +66,7 @@ CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "
 def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
     """Score both models and every control, fit and train the adapter, score it; everything goes into `record`."""
     require_text(data)
+    questions = ask(cfg, tokenizer)
     source_tokenizer = build_source(cfg, "source").tokenizer()
     pairing, back = Pairing(tokenizer, source_tokenizer), Pairing(source_tokenizer, tokenizer)
     say("loading the models")
@@ -102,7 +103,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     bridged = module.model.get_submodule(BRIDGES).state_dict()
     save_weights({name: tensor.clone() for name, tensor in bridged.items()}, record.folder.path / BRIDGE_WEIGHTS)
     speed = record_final(cfg, module, data, record, own, floor)
-    record_communication(cfg, module, record)
+    record_communication(cfg, module, record, questions)
     write_crossed_samples(cfg, module, record, data, back)
     show_crossing(record.metrics)
     record_costs(module, record, {**trained, **adapted}, speed)
@@ -168,7 +169,8 @@ def score_controls(
                 module.states = states
                 return scores
 
-            key = ["crossing", name, *pair, data.sha256(split), cfg["adapter"]["first_token"], cfg["seed"]]
+            drawn = [cfg["seed"]] if name == "random_orthogonal" else []
+            key = ["crossing", name, *pair, data.sha256(split), cfg["adapter"]["first_token"], *drawn]
             scores = cached_scores(cfg["cache_dir"], key, compute)
             if name == "mean":
                 floor[prefix] = scores
@@ -204,7 +206,7 @@ def train_adapter(
 ) -> dict[str, torch.nn.Parameter]:
     """Train what there is to train of the adapter. Returns its parameters."""
     keys = dict(adapter_arguments(cfg)[1])
-    if not keys or not keys["epochs"]:
+    if not keys or not keys["epochs"] or not any(True for _ in module.adapter.parameters()):
         return {}
     epochs, every = keys.pop("epochs"), keys.pop("metrics_every")
     steps = math.ceil(len(data.train_blocks) / keys["batch_size"])
@@ -238,7 +240,7 @@ class WatchCrossing(Callback):
     def _log(self, trainer: Trainer, module: CrossModelModule) -> None:
         values = {f"val/{name}": value for name, value in similarities(module, self.data).items()}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=trainer.global_step - 1)  # counted as Lightning does for its own
 
 
 def record_final(
@@ -260,12 +262,19 @@ def record_final(
     return found[""]
 
 
-def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, record: Record) -> None:
-    """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
+def ask(cfg: Mapping[str, Any], tokenizer: Any) -> list[Question]:
+    """The questions of `cfg.communication`, about facts that the source alone will read."""
     count, facts, choices = (cfg["communication"][key] for key in ("questions", "facts", "choices"))
+    return make_questions(count, facts, choices, first_token(tokenizer)) if count else []
+
+
+def record_communication(
+    cfg: Mapping[str, Any], module: CrossModelModule, record: Record, questions: Sequence[Question]
+) -> None:
+    """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
+    count = len(questions)
     if not count:
         return
-    questions = make_questions(count, facts, choices, first_token(module.tokenizer))
     for condition in CONDITIONS:
         read = condition in ("text", "nothing")  # by the target itself: the same for all sites
         for place in module.states.sites[: 1 if read else None]:
@@ -277,7 +286,7 @@ def record_communication(cfg: Mapping[str, Any], module: CrossModelModule, recor
             values = {"": right / count, "_low": interval.low, "_high": interval.high}
             named = {f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()}
             record.folder.record(**named)
-    record.folder.record(**{"communication/chance": 1 / choices})
+    record.folder.record(**{"communication/chance": 1 / cfg["communication"]["choices"]})
 
 
 def write_crossed_samples(

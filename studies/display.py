@@ -148,19 +148,19 @@ def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console.print(table)
 
 
-# What the table of a sweep leaves to its file.
-LEFT_OUT = ("bits/byte", "eval s")
+def shown_columns(lines: Sequence[Mapping[str, Any]], baselines: int) -> list[str]:
+    """The columns of a sweep's table, without margins and interval ends, which stand in the cells of others.
 
-
-def shown_columns(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns of a sweep's table, without margins and interval ends, which stand in the cells of others."""
+    Bits per byte are left to the sweep's file where there is only one untouched model to compare with.
+    """
     known = dict.fromkeys(column for line in lines for column in line)
-    return [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in LEFT_OUT]
+    left_out = ("eval s", "bits/byte") if baselines == 1 else ("eval s",)
+    return [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in left_out]
 
 
 def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
     """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
-    columns = shown_columns(lines)
+    columns = shown_columns(lines, len(baselines))
     table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
     for column in columns:
         table.add_column(column.removesuffix(".name"), overflow="fold")

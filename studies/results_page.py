@@ -82,8 +82,8 @@ def _settings(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a sweep that trains LoRA: a line for each setting, seeds together, best first."""
     runs = [(Path(result["folder"]), result) for result in results]
     lines = summary_table(group(newest(runs)))
-    columns = shown_columns(lines)
     untouched = {f"untouched: {result['baseline']['loss']:.4f}" for result in results}
+    columns = shown_columns(lines, len(untouched))
     rows = [[column.removesuffix(".name") for column in columns], ["---"] * len(columns)]
     rows += [[cell(line, column) for column in columns] for line in lines]
     return f"{', '.join(sorted(untouched))} nats per token\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -175,7 +175,7 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def group(runs: Sequence[Run]) -> list[Setting]:
-    """The settings of a sweep, best first: by mean validation loss."""
+    """The settings of a sweep, best first: by mean validation loss, or bits per byte where tokens are not the same."""
     configs = [flat_config(result["config"]) for _, result in runs]
     keys = [key for key in varied_keys(configs) if key != "seed"]
     settings: dict[tuple[str, ...], Setting] = {}
@@ -186,8 +186,21 @@ def group(runs: Sequence[Run]) -> list[Setting]:
             setting.runs.append((path, result))
         else:
             setting.others.append(result["status"])
-    loss = lambda setting: setting.mean("val/loss")  # noqa: E731
-    return sorted(settings.values(), key=lambda setting: math.inf if loss(setting) is None else loss(setting))
+    # Losses per token do not compare where tokens are not the same.
+    counts = {json.dumps(_scored_text(result)) for _, result in runs}
+    metric = "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
+    value = lambda setting: setting.mean(metric)  # noqa: E731
+    return sorted(settings.values(), key=lambda setting: math.inf if value(setting) is None else value(setting))
+
+
+def _scored_text(result: Mapping[str, Any]) -> Any:
+    """Blocks, tokens and bytes of a run's validation text, which are the same for the same text and tokenizer."""
+    return result["dataset"].get("validation")
+
+
+def _has(run: Run, metric: str) -> bool:
+    """Whether a run has a metric, or did not come so far."""
+    return metric in run[1]["metrics"] or run[1]["status"] not in ("finished", "skipped")
 
 
 def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -221,6 +234,8 @@ def _by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tup
 
 def _over(setting: Setting, best: Setting) -> dict[str, float]:
     """The ratio of perplexities on the same documents, with its interval; nothing where they differ."""
+    if _scored_text(setting.runs[0][1]) != _scored_text(best.runs[0][1]):
+        return {}
     try:
         ratio = ppl_ratio(_documents(setting), _documents(best))
     except UserError:  # other data: they do not compare

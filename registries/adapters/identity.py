@@ -12,6 +12,8 @@ from registries.adapters import Pairs, equal_widths
 class Identity(nn.Module):
     """Hands the source's states on as they are."""
 
+    trained = False
+
     def __init__(self, source_width: int, target_width: int):
         super().__init__()
 

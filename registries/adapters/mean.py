@@ -13,6 +13,8 @@ from registries.adapters.moments import gather
 class Mean(nn.Module):
     """The target's mean state, whatever the source's is: the floor of every comparison."""
 
+    trained = False
+
     def __init__(self, source_width: int, target_width: int):
         super().__init__()
         self.map = AffineMap(source_width, target_width)

@@ -14,6 +14,8 @@ from registries.adapters.moments import gather
 class RandomOrthogonal(nn.Module):
     """A (semi-)orthogonal matrix drawn at random, between the centred states, with the target's mean and variance."""
 
+    trained = False
+
     def __init__(self, source_width: int, target_width: int):
         super().__init__()
         self.map = AffineMap(source_width, target_width)

@@ -22,6 +22,8 @@ class Ridge(nn.Module):
         centre: subtract the means first, and add the target's.
     """
 
+    trained = False
+
     def __init__(self, source_width: int, target_width: int, centre: bool = True):
         super().__init__()
         self.centre = centre

@@ -52,3 +52,22 @@ def test_the_conditions_differ(module, questions, monkeypatch):
 def test_noise_is_the_same_every_time(module, questions, monkeypatch):
     one, other = (last_logits(module, questions, "random", monkeypatch) for _ in range(2))
     assert one.equal(other)
+
+
+def test_only_a_beginning_begins(module, questions, monkeypatch):
+    """The special tokens of a beginning stand before the context, and before a question alone."""
+    read = []
+    real = module.tokenizer.__class__.__call__
+
+    def call(tokenizer, text, *args, **kwargs):
+        read.append((text, kwargs.get("add_special_tokens", True)))
+        return real(tokenizer, text, *args, **kwargs)
+
+    monkeypatch.setattr(module.tokenizer.__class__, "__call__", call)
+    first = questions[:1]
+    for condition, begins in (("nothing", True), ("text", False), ("states", False)):
+        read.clear()
+        list(right_answers(module, first, Site(0, 0), condition))
+        assert (first[0].question, begins) in read
+        assert (first[0].question, not begins) not in read
+        assert condition == "nothing" or (first[0].context, True) in read

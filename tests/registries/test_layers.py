@@ -136,3 +136,9 @@ def test_any_text_gives_layers_or_an_error_for_the_user(spec, num_layers):
         return
     assert layers == sorted(set(layers))
     assert 0 <= layers[0] <= layers[-1] < num_layers
+
+
+def test_a_place_beyond_the_last_layer():
+    assert resolve_layers("at:100%", 4) == [3]
+    with pytest.raises(UserError, match="'at:150%' lies beyond the last layer, which is at:100%"):
+        resolve_layers("at:150%", 4)

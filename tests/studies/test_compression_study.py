@@ -5,13 +5,16 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+import score
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
 from lightning_modules.frozen import FrozenStates
 from lightning_modules.training import evaluate
 from registries import UserError
+from studies.compose import compose
 from studies.curves import read_curves
+from studies.export import export
 
 SMALL = (
     "compressor=pooling",
@@ -77,6 +80,25 @@ def test_it_is_loaded_as_it_was_scored(finished):
     scores = evaluate(module, data.loader("validation"), result["config"]["trainer"])
     assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
     assert module.source_model.config.model_type == "phi"
+
+
+def test_it_is_scored_where_there_is_a_continuation(finished):
+    result, folder = finished
+    lines = [f"run={folder}", "dataset=text", f"dataset.path={result['config']['dataset']['path']}", "trainer=cpu"]
+    scored = score.score(compose([*lines, "dataset.block_size=48", "dataset.val_size=4"], "score"))
+    assert scored["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
+    assert scored["tokens"] == 4 * (48 - 32 - 1)
+    with pytest.raises(UserError, match="block_size=33 leaves no continuation of a context of 32 tokens: set it to 34"):
+        score.score(compose([*lines, "dataset.block_size=33"], "score"))
+    with pytest.raises(UserError, match="is made of tokens"):
+        score.score(compose([lines[0], "dataset=periodic", "trainer=cpu"], "score"))
+
+
+def test_what_is_of_one_model_is_refused(finished, tmp_path):
+    with pytest.raises(UserError, match="continues no prompts"):
+        score.score(compose([f"run={finished[1]}", "prompt=One"], "score"))
+    with pytest.raises(UserError, match="this run has two"):
+        export(finished[1], tmp_path / "exported")
 
 
 def test_only_the_encoder_is_trained_and_training_helps(finished, run):
@@ -154,6 +176,7 @@ def test_build_module_has_both_models(small):
     [
         (["compressor.context=47"], "leaves no continuation"),
         (["compressor.tokens=0"], "tokens=0"),
+        (["compressor.tokens=33"], "tokens=33 are more than the 32 tokens of compressor.context"),
         (["compressor.source_layer=first:2"], "names several layers"),
         (["compressor.source_layer=9"], "compressor.source_layers=9 names layer 9"),
         (["compressor=cross_attention", "compressor.heads=3"], "heads=3 does not divide"),

@@ -5,6 +5,7 @@ import math
 import pytest
 
 import train
+from studies.display import shown_columns
 from studies.launch import launch
 from studies.run_folder import read_result
 from studies.sweep import Setting, group, newest, summarise, summary_table, sweep_runs, varied_keys
@@ -73,6 +74,18 @@ def test_settings_gather_seeds_and_come_best_first(runs):
     assert settings[0].mean("val/loss") == pytest.approx(1.75)
     # Student's t with one degree of freedom: 12.706 standard errors, which are half the difference.
     assert settings[0].margin("val/loss") == pytest.approx(12.706 * 0.05, rel=1e-3)
+
+
+def test_models_that_cut_text_differently_are_ranked_by_bits_per_byte_and_not_compared(runs):
+    for index, (_, content) in enumerate(runs):
+        content["dataset"]["validation"] = {"tokens": 100, "bytes": 300 + index // 2}
+        content["metrics"]["val/bpb"] = -content["metrics"]["val/loss"]
+    settings = group(runs)
+    assert settings[0].values == {"optimizer.lr": "0.001", "placement.name": "attention"}  # of the largest loss
+    lines = summary_table(settings)
+    assert not any("over the best" in line for line in lines)
+    assert "bits/byte" in shown_columns(lines, baselines=2)
+    assert "bits/byte" not in shown_columns(lines, baselines=1)
 
 
 def test_one_seed_has_no_margin(runs):

@@ -337,8 +337,10 @@ def test_replacement_and_placement_apply_to_the_target(run):
         (["adapter=linear", "adapter.alignment_weight=0"], "nothing to train the adapter for"),
         (["adapter=linear", "adapter.contrast=sequences", "adapter.contrastive_weight=1"], "adapter.batch_size to 2"),
         (
-            ["adapter=linear", "adapter.contrast=sequences", "adapter.contrastive_weight=1", "adapter.batch_size=3"]
-            + ["trainer=ddp"],
+            [
+                *("adapter=linear", "adapter.contrast=sequences", "adapter.contrastive_weight=1"),
+                *("adapter.batch_size=3", "trainer=ddp"),
+            ],
             "the blocks of a step (of each device): set adapter.batch_size to 4 or more",
         ),
         (["adapter=linear", "adapter.temperature=0"], "temperature=0"),

@@ -36,11 +36,11 @@ def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
     return Ratio(*map(perplexity, _ratio_of_sums(differences, [tokens for _, tokens in documents])))
 
 
-def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> Ratio:
+def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> Ratio | None:
     """How much of the loss between a floor and a ceiling is won back: (floor - ours) / (floor - ceiling).
 
     1 where nothing is lost, 0 at the floor, less below it; with the confidence interval of a ratio of sums over
-    documents.
+    documents. None where the floor is no worse than the ceiling: there is no gap.
 
     Raises:
         UserError: the documents are not the same.
@@ -49,7 +49,7 @@ def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> 
     _require_same(documents, ceiling)
     won = [low - ours for (ours, _), (low, _) in zip(documents, floor, strict=True)]
     gap = [low - high for (high, _), (low, _) in zip(ceiling, floor, strict=True)]
-    return _ratio_of_sums(won, gap)
+    return _ratio_of_sums(won, gap) if sum(gap) > 0 else None
 
 
 def _ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:

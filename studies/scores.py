@@ -63,11 +63,12 @@ def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -
 
 
 def record_share(record: Record, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
-    """Record scores, and as `gap_closed` the share that they close of the gap between two others, with its interval."""
+    """Record scores, and as `gap_closed` the share that they close of the gap between two others, if there is one."""
     scores.record(record, prefix)
     share = share_of_gap(scores.documents, floor.documents, ceiling.documents)
-    ends = {"": share.value, "_low": share.low, "_high": share.high}
-    record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
+    if share is not None:
+        ends = {"": share.value, "_low": share.low, "_high": share.high}
+        record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
 
 
 def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:

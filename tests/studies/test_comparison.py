@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registries.registry import UserError
-from studies.comparison import ppl_ratio
+from studies.comparison import ppl_ratio, share_of_gap
 
 NATS = st.floats(0, 500)
 PAIRED = st.lists(st.tuples(NATS, NATS, st.integers(1, 100)), min_size=1, max_size=20)
@@ -100,3 +100,29 @@ def test_one_document_says_nothing_about_others():
 def test_other_documents_cannot_be_compared(reference):
     with pytest.raises(UserError, match="not scored on the same documents"):
         ppl_ratio([(1.0, 2), (1.0, 3)], reference)
+
+
+class TestShareOfGap:
+    floor, ceiling = [(30.0, 10), (40.0, 10), (35.0, 10)], [(10.0, 10), (20.0, 10), (15.0, 10)]
+
+    def test_it_is_one_at_the_ceiling_and_nothing_at_the_floor(self):
+        assert share_of_gap(self.ceiling, self.floor, self.ceiling) == (1, 1, 1)
+        assert share_of_gap(self.floor, self.floor, self.ceiling) == (0, 0, 0)
+
+    def test_between_them_and_below(self):
+        between = [(15.0, 10), (25.0, 10), (20.0, 10)]
+        assert share_of_gap(between, self.floor, self.ceiling).value == 0.75
+        assert share_of_gap([(50.0, 10)] * 3, self.floor, self.ceiling).value == -0.75
+
+    def test_documents_that_differ_widen_the_interval(self):
+        share = share_of_gap([(10.0, 10), (40.0, 10), (35.0, 10)], self.floor, self.ceiling)
+        assert share.value == pytest.approx(1 / 3)
+        assert share.low < 0 < 1 < share.high
+
+    def test_there_is_no_share_of_no_gap(self):
+        assert share_of_gap(self.ceiling, self.ceiling, self.floor) is None
+        assert share_of_gap(self.floor, self.floor, self.floor) is None
+
+    def test_other_documents_are_refused(self):
+        with pytest.raises(UserError, match="not scored on the same documents"):
+            share_of_gap(self.floor, self.floor, self.ceiling[:2])

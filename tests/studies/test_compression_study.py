@@ -31,6 +31,10 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+def metrics_of(folder):
+    return result_of(folder)["metrics"]
+
+
 def encoder_of(folder):
     return load_file(folder / "checkpoints" / "bridges.safetensors")
 
@@ -57,13 +61,21 @@ def test_every_form_of_the_context_is_scored_on_the_same_tokens(finished):
     assert metrics["baseline/loss"] == metrics["control/text/val/loss"]
 
 
-def test_the_share_that_is_kept_is_that_of_the_losses(finished):
-    metrics = finished[0]["metrics"]
+def test_the_share_that_is_kept_is_that_of_the_losses(run):
+    metrics = metrics_of(run(*SMALL, "model=tiny_phi", "compressor.steps=1"))
     for split in ("val/", "test/"):
         nothing, text = (metrics[f"control/{form}/{split}loss"] for form in ("nothing", "text"))
         share = (nothing - metrics[f"{split}loss"]) / (nothing - text)
         assert metrics[f"{split}gap_closed"] == pytest.approx(share, rel=1e-6)
     assert metrics["control/nothing/val/gap_closed"] == 0 and metrics["control/text/val/gap_closed"] == 1
+
+
+def test_there_is_no_share_of_what_a_text_is_not_worth(finished):
+    """To a random model a text may be worth less than nothing."""
+    metrics = finished[0]["metrics"]
+    for split in ("val/", "test/"):
+        nothing, text = (metrics[f"control/{form}/{split}loss"] for form in ("nothing", "text"))
+        assert (f"{split}gap_closed" in metrics) == (nothing > text)
 
 
 def test_the_ratio_is_counted(finished):

@@ -306,7 +306,7 @@ def test_early_stopping_ends_with_the_best_weights(run):
 
 def test_replacement_and_placement_apply_to_the_target(run):
     lines = [*PAIR, "adapter=affine", "replacement=toroidal", "replacement.transfer_steps=2", "trainer.max_steps=2"]
-    folder = run(*lines, "placement=attention", "placement.rank=2")
+    folder = run(*lines, "model=tiny_phi", "placement=attention", "placement.rank=2")
     metrics, result = metrics_of(folder), result_of(folder)
     assert list(result["stages"]) == ["transfer", "next_token", "adapter"]
     assert metrics["target/loss"] != metrics["baseline/loss"]

@@ -177,12 +177,18 @@ def cell(line: Mapping[str, Any], title: str) -> str:
     value = line.get(title, "")
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
+    text = _four_digits(value)
     if f"{title} +-" in line:
         text += f" +- {line[title + ' +-']:.2g}"
     if f"{title}, low" in line:
         text += f" ({line[title + ', low']:.4f} - {line[title + ', high']:.4f})"
     return text
+
+
+def _four_digits(value: float) -> str:
+    if abs(value) >= 1000 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
 
 
 RATIOS = {

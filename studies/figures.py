@@ -5,26 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# Stages whose loss is no loss of tokens -> what it is.
+UNITS = {
+    "transfer": "relative output error",
+    "block_wise": "relative error of states",
+    "adapter": "adapter's objective",
+}
+NATS = "nats per token"
+
 
 def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], file: Path) -> None:
     """Loss against step, one panel per kind of loss, with horizontal lines for the validation scores to compare with.
 
     Args:
-        curves: name -> (step, value) points; `.../transfer/...` is an error of outputs and gets its own panel.
+        curves: name -> (step, value) points; the stage that is named in `train/<stage>/loss` tells the kind.
         levels: name -> validation loss, in nats per token.
         file: PNG to write.
     """
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-    transfer = {name: points for name, points in curves.items() if "/transfer/" in name and points}
-    tokens = {name: points for name, points in curves.items() if "/transfer/" not in name and points}
-    panels = [panel for panel in (("relative output error", transfer), ("nats per token", tokens)) if panel[1]]
-    panels = panels or [("nats per token", {})]
+    panels: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    for name, points in curves.items():
+        if points:
+            panels.setdefault(UNITS.get(name.split("/")[1], NATS), {})[name] = points
+    panels = panels or {NATS: {}}
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
-    for axes, (unit, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (unit, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in named.items():
             axes.plot(*zip(*points, strict=True), marker="o", markersize=2, linewidth=1, label=name)
-        if unit == "nats per token":
+        if unit == NATS:
             for index, (name, value) in enumerate(levels.items()):
                 axes.axhline(value, color=f"C{index + 4}", linestyle="--", linewidth=1, label=name)
         else:

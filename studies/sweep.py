@@ -46,6 +46,7 @@ COLUMNS = {
     "tokens/s": "throughput/train_tokens_per_s",
     "MB": "memory/peak_mb",
 }
+WITH_INTERVAL = ("gap closed", "right, states")
 LEARNING_RATE = "optimizer.lr"
 
 Run = tuple[Path, Mapping[str, Any]]  # a run's folder and the content of its `result.json`
@@ -216,6 +217,9 @@ def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
                 line[title] = setting.mean(metric)
                 if metric.endswith("loss") and setting.margin(metric) is not None:
                     line[f"{title} +-"] = setting.margin(metric)
+                if title in WITH_INTERVAL and len(setting.runs) == 1:  # over documents, or questions
+                    for end in ("low", "high"):
+                        line |= {f"{title}, {end}": value for value in setting.metric(f"{metric}_{end}")}
         if setting.runs and best is not setting:
             line |= _over(setting, best)
         lines.append(line)

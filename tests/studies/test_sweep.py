@@ -5,7 +5,7 @@ import math
 import pytest
 
 import train
-from studies.display import shown_columns
+from studies.display import cell, shown_columns
 from studies.launch import launch
 from studies.run_folder import read_result
 from studies.sweep import Setting, group, newest, summarise, summary_table, sweep_runs, varied_keys
@@ -86,6 +86,15 @@ def test_models_that_cut_text_differently_are_ranked_by_bits_per_byte_and_not_co
     assert not any("over the best" in line for line in lines)
     assert "bits/byte" in shown_columns(lines, baselines=2)
     assert "bits/byte" not in shown_columns(lines, baselines=1)
+
+
+def test_the_interval_of_a_single_run_is_shown(runs):
+    for _, content in runs:
+        content["metrics"] |= {"val/gap_closed": 0.5, "val/gap_closed_low": 0.4, "val/gap_closed_high": 0.6}
+    alone, together = summary_table(group(runs[:1]))[0], summary_table(group(runs))[0]
+    assert cell(alone, "gap closed") == "0.5000 (0.4000 - 0.6000)"
+    assert cell(together, "gap closed") == "0.5000"
+    assert cell({"trained": 0.0}, "trained") == "0"
 
 
 def test_one_seed_has_no_margin(runs):

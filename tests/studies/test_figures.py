@@ -23,7 +23,7 @@ def test_every_kind_of_loss_has_its_own_panel(monkeypatch, tmp_path):
     assert drawn(monkeypatch, curves, {"baseline": 2.0}, tmp_path) == {
         "relative output error": ["train/transfer/loss"],
         "relative error of states": ["train/block_wise/loss"],
-        "objective": ["train/adapter/loss"],
+        "adapter's objective": ["train/adapter/loss"],
         "nats per token": ["train/kl/loss", "train/loss", "val/loss", "baseline"],
     }
 

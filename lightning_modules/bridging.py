@@ -70,8 +70,19 @@ def build_bridges(
     for each in states.sites:
         if adapter is None or not cfg["adapter"]["shared"]:
             adapter = ADAPTERS.build(name, source_width=widths[0], target_width=widths[1], **keys)
+            require_translation(name, adapter, *widths)
         bridges[each] = Bridge(adapter, widths[1], first_token).to(models[1].device)
     return bridges
+
+
+def require_translation(name: str, adapter: nn.Module, source_width: int, target_width: int) -> None:
+    """Raise UserError unless a component does what an adapter does: it is fitted, and gives states of the target."""
+    if not hasattr(adapter, "fit"):
+        raise UserError(f"adapter {name!r} has no method fit(pairs); one that takes nothing from the data does nothing")
+    with torch.no_grad():
+        given = tuple(adapter(torch.zeros(2, source_width)).shape)
+    if given != (2, target_width):
+        raise UserError(f"adapter {name!r} makes {given} of 2 states of width {source_width}, not {(2, target_width)}")
 
 
 def configured_bridges(cfg: Mapping[str, Any], states: PairedStates) -> dict[Site, Bridge]:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.adapter_training import AdapterTraining
 from lightning_modules.bridge import Bridge, Measured, PairedStates, ShuffledStates, Site, measure, together
+from lightning_modules.bridging import require_translation
 from lightning_modules.cross_model import CrossModelModule
 from lightning_modules.frozen import model_identity, record_calls
 from lightning_modules.injection import injected, site
@@ -282,3 +284,21 @@ def test_injecting_needs_as_many_states_as_tokens(cache):
     block = text_blocks(WORDS)[:1]
     with pytest.raises(RuntimeError), torch.no_grad(), injected(module.model, 1, torch.zeros(1, 5, 64)):
         module.logits({"input_ids": block})
+
+
+class Doubled(nn.Module):
+    def forward(self, states):
+        return states.repeat(1, 2)
+
+
+class Fitted(Doubled):
+    def fit(self, pairs):
+        """Nothing."""
+
+
+def test_a_component_that_is_no_adapter_is_told():
+    with pytest.raises(UserError, match=r"adapter 'mine' has no method fit\(pairs\)"):
+        require_translation("mine", Doubled(), 3, 6)
+    with pytest.raises(UserError, match=r"adapter 'mine' makes \(2, 6\) of 2 states of width 3, not \(2, 5\)"):
+        require_translation("mine", Fitted(), 3, 5)
+    require_translation("mine", Fitted(), 3, 6)

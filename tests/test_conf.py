@@ -123,9 +123,9 @@ def test_trainers_have_the_keys_and_defaults_of_the_schema(name):
     values, code = content("trainer", name), defaults(schema.trainer_options)
     stopping = values.pop("early_stopping")
     assert values.pop("name") == name
-    assert values.pop("accelerator") == name.removesuffix("_8gb")
+    assert values.pop("accelerator") == {"gpu_8gb": "gpu", "ddp": "auto"}.get(name, name)
     expected = {key: value for key, value in code.items() if key not in ("accelerator", "early_stopping")}
-    assert values == expected | SAVES_MEMORY if name == "gpu_8gb" else expected
+    assert values == expected | {"gpu_8gb": SAVES_MEMORY, "ddp": {"devices": 2}}.get(name, {})
     assert stopping == defaults(schema.early_stopping_options)
 
 

@@ -68,7 +68,9 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     require_text(data)
     questions = ask(cfg, tokenizer)
     source_tokenizer = build_source(cfg, "source").tokenizer()
-    pairing, back = Pairing(tokenizer, source_tokenizer), Pairing(source_tokenizer, tokenizer)
+    pairing, samples = Pairing(tokenizer, source_tokenizer), cfg["samples"]
+    # The other direction is only sampled: told early, where it cannot be.
+    back = Pairing(source_tokenizer, tokenizer) if samples["max_new_tokens"] and samples["prompts"] else None
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
@@ -104,7 +106,8 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     save_weights({name: tensor.clone() for name, tensor in bridged.items()}, record.folder.path / BRIDGE_WEIGHTS)
     speed = record_final(cfg, module, data, record, own, floor)
     record_communication(cfg, module, record, questions)
-    write_crossed_samples(cfg, module, record, data, back)
+    if back is not None:
+        write_crossed_samples(cfg, module, record, data, back)
     show_crossing(record.metrics)
     record_costs(module, record, {**trained, **adapted}, speed)
     plot_curves(record, [*stages, *([ADAPTER_STAGE] if adapted else [])])
@@ -297,11 +300,9 @@ def write_crossed_samples(
     back: Pairing,
 ) -> None:
     """Continue the prompts under four conditions: each model alone, and each after a prompt that the other has read."""
-    samples = cfg["samples"]
-    if not samples["max_new_tokens"] or not samples["prompts"]:
-        return
     say("continuing the prompts with each model, and across")
-    states, arguments = module.states, (samples["prompts"], samples["max_new_tokens"])
+    states, samples = module.states, cfg["samples"]
+    arguments = (samples["prompts"], samples["max_new_tokens"])
     conditions = {
         "target": lambda: continue_texts(module.model, module.tokenizer, *arguments),
         "source": lambda: continue_texts(module.source_model, module.source_tokenizer, *arguments),

@@ -16,8 +16,8 @@ CHUNK_LOGITS = 2**22  # in fp32 at a time, where nothing is kept for a backward 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of each token given those before it, in fp32.
 
-    This is the only place where labels are shifted: position t predicts token t + 1, and the first token of a row is
-    never scored.
+    Everything that is scored goes through here: position t predicts token t + 1, and the first token of a row is never
+    scored.
 
     Args:
         logits: (batch, length, vocabulary).

@@ -71,15 +71,20 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def show_scores(result: Mapping[str, Any]) -> None:
-    """The tables of scores (a row per state of the model) and of ratios to what it is compared with."""
-    metrics, stages = result["metrics"], list(result.get("stages", {}))
+    """The tables of scores (a row per state of the model) and of ratios to what it is compared with.
+
+    With two models, the target by itself stands beside the target that reads what the source makes of the text.
+    """
+    metrics, stages, config = result["metrics"], list(result.get("stages", {})), result["config"]
+    reads = config["adapter"]["name"] != "none" or config["compressor"]["name"] != "none"
+    start, end = ("target alone", "through the source") if reads else ("untouched", "at the end")
     rows = {
-        "untouched": "baseline/",
+        start: "baseline/",
         "after surgery": "swap/",
         **{f"after {stage}": f"{stage}/" for stage in stages[:-1]},
-        "at the end": "val/",
-        "untouched, test": "baseline/test/",
-        "at the end, test": "test/",
+        end: "val/",
+        f"{start}, test": "baseline/test/",
+        f"{end}, test": "test/",
     }
     columns = {"loss": "loss", "ppl": "perplexity", "ppl_ratio": "ratio", "bpb": "bits/byte", "accuracy": "accuracy"}
     table = _table("scores", "model", columns.values())
@@ -87,7 +92,7 @@ def show_scores(result: Mapping[str, Any]) -> None:
         if f"{prefix}loss" in metrics:
             table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
     console.print(table)
-    table = _table("perplexity at the end over that of", "", ("validation", "95 %", "test", "95 %"))
+    table = _table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
     for label, name in RATIOS.items():
         if f"val/{name}_low" in metrics:
             table.add_row(

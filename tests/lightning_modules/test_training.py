@@ -232,3 +232,20 @@ def test_throughput_leaves_out_warm_up_and_validation(make_module, train):
     assert clock.counted_tokens == (STEPS - WARM_UP_BATCHES) * 2 * 16
     assert 0 < clock.counted_seconds < clock.seconds
     assert clock.tokens_per_s == clock.counted_tokens / clock.counted_seconds
+
+
+class Watch(Callback):
+    """What torch is set to within a step."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_deterministic_training_does_not_fill_all_memory_that_it_allocates(make_module, train, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    watch, before = Watch(), torch.are_deterministic_algorithms_enabled()
+    try:
+        train(make_module("toroidal"), callbacks=[watch], deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert watch.seen == (True, False)

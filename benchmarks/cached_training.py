@@ -84,7 +84,7 @@ class _Side:
         times = []
         for block in self.blocks:
             start = time.perf_counter()
-            total, count, _ = self.stage.loss(self.module.model, block[None])
+            total, count, _ = self.stage.loss(self.module.model, {"input_ids": block[None]})
             (total / count).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()

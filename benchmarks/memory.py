@@ -1,8 +1,8 @@
 """Peak memory of a training step: all tensors that are alive at once, counted as they are made and freed.
 
-python benchmarks/memory.py [--family phi] [--layers 4] [--depth 2] [--length 256] [--checkpointing] [--chunk 256]
+python benchmarks/memory.py [--shape phi2] [--layers spread:4] [--depth 2] [--length 256] [--checkpointing] [--chunk 64]
 
-A model of Phi-2's shape (or `--small`) with random weights: frozen in bf16, the attention of some layers replaced by
+A model of Phi-2's shape (or a small one) with random weights: frozen in bf16, the attention of some layers replaced by
 toroidal attention and trained by AdamW in fp32. The count knows nothing of the machine; `resident` is what the process
 grew by at its peak, which has the libraries' own buffers in it, and shows on a small model that the count is right.
 """
@@ -70,7 +70,7 @@ def _step(arguments: argparse.Namespace) -> tuple[int, float]:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
         text = torch.randint(config.vocab_size, (1, arguments.length))
         for _ in range(2):
-            loss = next_token_nll(model, text, arguments.chunk) / (arguments.length - 1)
+            loss = next_token_nll(model, text, text, arguments.chunk) / (arguments.length - 1)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -81,7 +81,7 @@ def test_a_tokenizer_folder(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: TOKENIZER.eos_token not in text))
 def test_bytes_come_back(text):
     ids = TOKENIZER(text)["input_ids"]
     assert len(ids) == len(text.encode())

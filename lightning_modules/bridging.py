@@ -15,7 +15,7 @@ from lightning_modules.bridge import Bridge, Measured, PairedStates, Site, first
 from lightning_modules.building import activation_cache, read_weights, resolve_dtype
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.compression import CompressionModule
-from lightning_modules.cross_model import BRIDGES, CrossModelModule
+from lightning_modules.cross_model import BRIDGES, TWO_MODELS, CrossModelModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.options import adapter_arguments, build_source, resolve_sites
 from registries import ADAPTERS, UserError
@@ -135,7 +135,7 @@ def require_text(data: Any) -> None:
 
 def require_data(module: CausalLMModule, data: Any) -> None:
     """Raise UserError unless a module that reads two models can be scored on these data."""
-    if isinstance(module, (CrossModelModule, CompressionModule)):
+    if isinstance(module, TWO_MODELS):
         require_text(data)
     if isinstance(module, CompressionModule) and module.context > data.settings.block_size - 2:
         raise UserError(

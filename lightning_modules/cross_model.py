@@ -118,7 +118,10 @@ class CrossModelModule(CausalLMModule):
         self.log_dict(values)
 
 
+TWO_MODELS = (CrossModelModule, CompressionModule)  # modules whose target reads what a source makes of the text
+
+
 def require_one_model(module: CausalLMModule, what: str) -> None:
     """Raise UserError for a run on two models."""
-    if isinstance(module, (CrossModelModule, CompressionModule)):
+    if isinstance(module, TWO_MODELS):
         raise UserError(f"{what} is of one model, and this run has two (the source would be left out)")

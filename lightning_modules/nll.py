@@ -53,8 +53,13 @@ def _chunks(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
     A backward pass would need all of them again.
     """
-    rows = len(logits) if logits.requires_grad else max(1, CHUNK_LOGITS // logits.shape[1])
+    rows = len(logits) if logits.requires_grad else rows_in_cache(logits.shape[1])
     return zip(logits.split(rows), others.split(rows), strict=True)
+
+
+def rows_in_cache(vocabulary_size: int) -> int:
+    """Rows of logits over a vocabulary of that size that a processor's cache holds, at least one."""
+    return max(1, CHUNK_LOGITS // vocabulary_size)
 
 
 def perplexity(nll: float) -> float:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.frozen import FrozenPrefix
 from lightning_modules.inputs import batch_rows, scored_labels
-from lightning_modules.nll import CHUNK_LOGITS, IGNORED
+from lightning_modules.nll import IGNORED, rows_in_cache
 from lightning_modules.stages import Loss, Workspace
 from lightning_modules.teacher import Teacher, final_states, output_logits
 
@@ -115,10 +115,9 @@ def _summed(
     Without a chunk size, a processor still takes as many rows at a time as its cache holds logits of (a KL step of
     SmolLM2 takes 0.89 times the time), but keeps all for the backward pass.
     """
-    size = chunk_size or len(rows[0])
-    if chunk_size is None and not rows[0].is_cuda:
-        size = CHUNK_LOGITS // model.get_output_embeddings().weight.shape[0]
-    chunks = zip(*(tensor.split(max(1, size)) for tensor in rows), strict=True)
+    in_cache = rows_in_cache(model.get_output_embeddings().weight.shape[0])
+    size = chunk_size or (len(rows[0]) if rows[0].is_cuda else in_cache)
+    chunks = zip(*(tensor.split(max(1, size)) for tensor in rows), strict=True)  # of no rows, one of none
     if chunk_size is not None and chunk_size < len(rows[0]):
         function = partial(checkpoint, function, use_reentrant=False)
     return torch.stack([function(*chunk) for chunk in chunks]).sum()

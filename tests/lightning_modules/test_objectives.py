@@ -186,7 +186,7 @@ def test_a_processor_takes_as_many_rows_as_its_cache_holds_and_changes_nothing(m
         lambda: divergence(model, teacher, text, text, states),
     )
     whole = [gradients(loss(), model) for loss in losses]
-    monkeypatch.setattr("lightning_modules.objectives.CHUNK_LOGITS", 5 * model.config.vocab_size)
+    monkeypatch.setattr("lightning_modules.nll.CHUNK_LOGITS", 5 * model.config.vocab_size)
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     for loss, expected in zip(losses, whole, strict=True):
         same_gradients(gradients(loss(), model), expected)

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape, shape_of
-from registries.attention.toroidal import ToroidalDistance, ToroidalPositions, legal_depths, slice_order
+from registries.attention.toroidal import Frequencies, ToroidalDistance, ToroidalPositions, legal_depths, slice_order
 from registries.models.pretrained import CONFIGS
 
 PERIOD = 16
@@ -52,16 +53,23 @@ def shapes_and_depths(draw):
     return shape, draw(st.sampled_from(legal_depths(shape)))
 
 
-@given(shapes_and_depths())
-def test_slices_share_out_the_channels_in_whole_rotary_pairs(shape_and_depth):
+@given(shapes_and_depths(), st.sampled_from(get_args(Frequencies)))
+def test_slices_share_out_the_channels_in_whole_rotary_pairs(shape_and_depth, frequencies):
     shape, depth = shape_and_depth
-    order, half = slice_order(shape, depth), shape.rotary_width // 2
+    order, half = slice_order(shape, depth, frequencies), shape.rotary_width // 2
     assert order.sort().values.tolist() == list(range(shape.head_width))
     for channels in order.unflatten(0, (depth, -1)).tolist():
         turned = len([channel for channel in channels if channel < shape.rotary_width])
         assert turned == shape.rotary_width // depth
         first, second = channels[: turned // 2], channels[turned // 2 : turned]
         assert [channel + half for channel in first] == second
+
+
+def test_which_frequencies_a_slice_gets():
+    """By hand: pair p is channels p and p + 4; channels 8 and 9 are not turned."""
+    shape = AttentionShape(1, 1, head_width=10, rotary_width=8)
+    assert slice_order(shape, 2, "neighbouring").tolist() == [0, 1, 4, 5, 8, 2, 3, 6, 7, 9]
+    assert slice_order(shape, 2, "interleaved").tolist() == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
 
 
 @given(shapes_and_depths())
@@ -86,12 +94,13 @@ def test_values_and_output_keep_their_channels(depth, make_core, states):
     torch.testing.assert_close(core(query, key, value, None, 0.25, 0, 0), value.repeat_interleave(2, dim=1))
 
 
+@pytest.mark.parametrize("frequencies", get_args(Frequencies))
 @pytest.mark.parametrize("depth", [2, 4])
-def test_slices_that_see_only_themselves_are_heads_of_their_own(depth, make_core, states, shape):
+def test_slices_that_see_only_themselves_are_heads_of_their_own(depth, frequencies, make_core, states, shape):
     """So long a ring that only the distance in depth counts."""
     query, key, value = states(10)
-    core = make_core("toroidal", depth=depth, lambda_distance=200.0, period=10**9)
-    standard, order = make_core("standard"), slice_order(shape, depth)
+    core = make_core("toroidal", depth=depth, frequencies=frequencies, lambda_distance=200.0, period=10**9)
+    standard, order = make_core("standard"), slice_order(shape, depth, frequencies)
     query_slices, key_slices = (tensor[..., order].chunk(depth, dim=-1) for tensor in (query, key))
     expected = [
         standard(*slices, None, 0.25 * math.sqrt(depth), 0, 0)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from registries.registry import UserError
 from studies.display import cell, shown_columns
 from studies.run_folder import runs, write_text
-from studies.sweep import flat_config, group, newest, summary_table, varied_keys
+from studies.sweep import JOBS, flat_config, group, newest, summary_table, sweep_runs, varied_keys
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
@@ -125,13 +127,27 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
     return f"{value:.4f}" if value < 100 else f"{value:,.0f}"
 
 
+def found(output_dir: Path) -> Iterator[dict[str, Any]]:
+    """The results of an output folder, each with its run's `folder`, the newest first.
+
+    A run that a sweep found done before (`skip_finished`) comes again, as one of the sweep's experiment.
+    """
+    results = {path.resolve(): {**result, "folder": str(path)} for path, result in runs(output_dir)}
+    yield from results.values()
+    for jobs in sorted((output_dir / "sweeps").glob(f"*/{JOBS}"), reverse=True):
+        experiment = OmegaConf.to_container(OmegaConf.load(jobs.parent / "multirun.yaml").experiment)
+        for path in sweep_runs(jobs.parent):
+            result = results.get(path)
+            if result and result["config"]["experiment"]["name"] != experiment["name"]:
+                yield {**result, "config": {**result["config"], "experiment": experiment}}
+
+
 def main(page: str, *output_dirs: str) -> None:
     """The command line."""
     file = Path(page)
-    found = [run for folder in output_dirs for run in runs(Path(folder))]
-    by_name = {path.name: {**result, "folder": str(path)} for path, result in found}
-    controls = {name for result in by_name.values() for name in result.get("controls", {}).values()}
-    results = [result for name, result in by_name.items() if name not in controls]
+    results = [result for folder in output_dirs for result in found(Path(folder))]
+    controls = {name for result in results for name in result.get("controls", {}).values()}
+    results = [result for result in results if Path(result["folder"]).name not in controls]
     write_text(file, fill(file.read_text(), results))
 
 

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from registries.registry import UserError
-from studies.results_page import fill
+from studies.results_page import fill, main
 
 PAGE = "# Title\n\nText.\n\n<!-- table: depth -->\nold\n<!-- end -->\n\nMore.\n"
 
@@ -69,3 +71,21 @@ def test_losses_of_groups_of_positions_have_columns():
 def test_an_experiment_that_was_not_run():
     with pytest.raises(UserError, match="no finished run of experiment 'depth': python train.py experiment=depth"):
         fill(PAGE, [result(2, 1.1, name="layers")])
+
+
+def test_a_run_that_a_sweep_found_done_before_is_in_the_tables_of_both_experiments(tmp_path):
+    folders = [tmp_path / "runs" / name for name in ("1", "2", "3")]
+    for folder, ratio, experiment in zip(folders, (1.0, 2.0, 3.0), ("depth", "init", "depth"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result(int(folder.name), ratio, experiment)))
+    sweep = tmp_path / "sweeps" / "1"
+    (sweep / "jobs").mkdir(parents=True)
+    (sweep / "multirun.yaml").write_text("experiment: {name: init}")
+    for number, folder in enumerate(folders[:2]):
+        (sweep / "jobs" / f"{number:05d}").write_text(str(folder.resolve()))
+    page = tmp_path / "page.md"
+    page.write_text(PAGE + PAGE.replace("depth", "init"))
+    main(str(page), str(tmp_path))
+    depth, init = page.read_text().split("experiment=init")
+    assert [ratio for ratio in ("1.0000", "2.0000", "3.0000") if f" {ratio} (" in depth] == ["1.0000", "3.0000"]
+    assert [ratio for ratio in ("1.0000", "2.0000", "3.0000") if f" {ratio} (" in init] == ["1.0000", "2.0000"]

@@ -15,6 +15,7 @@ from registries import UserError
 from studies.compose import compose
 from studies.curves import read_curves
 from studies.export import export
+from studies.sweep import group, summary_table
 
 SMALL = (
     "compressor=pooling",
@@ -82,6 +83,13 @@ def test_the_ratio_is_counted(finished):
     metrics = finished[0]["metrics"]
     assert metrics["compression/ratio"] == 32 / 4
     assert metrics["compression/bytes_per_token"] == pytest.approx(32 / 4, rel=0.1)  # a byte is a token here
+
+
+def test_a_sweep_shows_the_loss_after_every_form(finished):
+    result, folder = finished
+    (line,) = summary_table(group([(folder, result)]))
+    for form, words in {"text": "text", "truncated": "last tokens", "nothing": "nothing"}.items():
+        assert line[f"loss, {words}"] == result["metrics"][f"control/{form}/val/loss"]
 
 
 def test_it_is_loaded_as_it_was_scored(finished):

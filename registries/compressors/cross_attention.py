@@ -34,7 +34,9 @@ class CrossAttention(nn.Module):
         heads: Annotated[int, Ge(1)] = 4,
     ):
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(tokens, width) / width**0.5)
+        # Of size 1 in every entry: with smaller ones what all of them find prevails, all soft tokens are alike, and 64
+        # of them are worse than none after 200 steps of training (SmolLM2: 2.80 nats per token instead of 2.69).
+        self.queries = nn.Parameter(torch.randn(tokens, width))
         self.inward = nn.Linear(source_width, width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.norm = nn.LayerNorm(width)

@@ -48,6 +48,15 @@ def test_every_state_matters_and_every_parameter_is_trained(name):
 
 
 @each
+def test_soft_tokens_differ_before_they_are_trained(name):
+    """Also where the states have much in common, as those of language models do."""
+    torch.manual_seed(0)
+    compressor = COMPRESSORS.build(name, source_width=64, target_width=64, tokens=8)
+    soft = compressor(torch.randn(1, 40, 64) + torch.randn(64), torch.ones(1, 40, dtype=torch.bool))
+    assert soft.var(1, correction=0).mean() > 0.05 * soft.square().mean()
+
+
+@each
 def test_a_text_shorter_than_its_soft_tokens(name):
     states, mask = batch(3, 1)
     assert torch.isfinite(built(name, tokens=5)(states, mask)).all()

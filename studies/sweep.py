@@ -27,9 +27,6 @@ JOBS = "jobs"
 
 ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
 
-# What the target got of a context -> how the table says it.
-FORMS = {"text": "text", "truncated": "last tokens", "nothing": "nothing"}
-
 # Title -> metric of the table's columns; those that no run has are left out.
 COLUMNS = {
     "loss": "val/loss",
@@ -42,7 +39,9 @@ COLUMNS = {
     "R2": "val/r2",
     "CKA": "val/cka",
     "tokens in one": "compression/ratio",
-    **{f"loss, {words}": f"control/{form}/val/loss" for form, words in FORMS.items()},
+    "loss, text": "control/text/val/loss",
+    "loss, last tokens": "control/truncated/val/loss",
+    "loss, nothing": "control/nothing/val/loss",
     **{f"right, {name}": f"communication/{name}/accuracy" for name in ANSWERED},
     "trained": "params/trainable",
     "train s": "time/train_s",

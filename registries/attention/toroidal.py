@@ -159,7 +159,7 @@ class ToroidalAttention(nn.Module):
         return states.flatten(2, 3)
 
 
-def slice_order(shape: AttentionShape, depth: int, frequencies: Frequencies = "neighbouring") -> Tensor:
+def slice_order(shape: AttentionShape, depth: int, frequencies: Frequencies) -> Tensor:
     """(head width,): channel order that puts slice after slice, each the first and then the second halves of its
     rotary pairs and then its unrotated channels.
 

@@ -25,7 +25,10 @@ RATIOS = {"original": "ppl_ratio_control", "standard": "ppl_ratio_standard"}  # 
 
 
 def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
-    """The config of a control: same data, order, steps and rates; it is a run of its own, which others may share."""
+    """The config of a control: same data, order, steps and rates.
+
+    It is a run of its own that others may share, so that it belongs to no experiment.
+    """
     changed = copy.deepcopy(dict(cfg))
     shared = {key: value for key, value in cfg["replacement"].items() if key in parameters(surgery_options)}
     plan = recovery_plan(cfg)
@@ -40,7 +43,7 @@ def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
         changed["replacement"]["transfer_steps"], changed["trainer"] = 0, {**cfg["trainer"], "max_steps": 0}
     # With every key, so that all ways to write the same plan share the control.
     changed["recovery"] = {name: {**defaults(STAGES.get(name)), **keys} for name, keys in plan.items()}
-    return changed | {"controls": [], "skip_finished": True, "resume": "auto"}
+    return changed | {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
 
 
 def record_ratios(record: Record, controls: Mapping[str, RunFolder]) -> None:

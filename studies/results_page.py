@@ -146,8 +146,6 @@ def main(page: str, *output_dirs: str) -> None:
     """The command line."""
     file = Path(page)
     results = [result for folder in output_dirs for result in found(Path(folder))]
-    controls = {name for result in results for name in result.get("controls", {}).values()}
-    results = [result for result in results if Path(result["folder"]).name not in controls]
     write_text(file, fill(file.read_text(), results))
 
 

@@ -33,7 +33,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"depth": 1, "lambda_distance": 0.0},
         {"depth": 2, "lambda_distance": 2.0, "period": PERIOD, "position": "toroidal", "fusion_mode": "identity"},
         {"depth": 4, "lambda_distance": 2.0, "period": PERIOD, "fusion_mode": "attention", "temperature": True},
-        {"depth": 4, "frequencies": "interleaved", "fusion_rank": 2, "fusion_residual": False},
+        {"depth": 4, "frequencies": "neighbouring", "fusion_rank": 2, "fusion_residual": False},
         {"depth": 1, "position": "toroidal", "period": PERIOD, "fusion_mode": "mean"},
     ],
     "window": [{}, {"window": 3, "period": PERIOD}],

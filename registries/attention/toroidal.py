@@ -15,7 +15,7 @@ from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
 
-Frequencies = Literal["neighbouring", "interleaved"]
+Frequencies = Literal["interleaved", "neighbouring"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ToroidalAttention(nn.Module):
         self,
         shape: AttentionShape,
         depth: Annotated[int, Ge(1)] = 2,
-        frequencies: Frequencies = "neighbouring",
+        frequencies: Frequencies = "interleaved",
         lambda_distance: Annotated[float, Ge(0)] = 0.1,
         fusion_mode: FusionMode = "low_rank",
         fusion_rank: Annotated[int, Ge(1)] | None = None,
@@ -165,8 +165,8 @@ def slice_order(shape: AttentionShape, depth: int, frequencies: Frequencies) -> 
 
     Args:
         shape, depth: of the layer.
-        frequencies: `neighbouring`: the first slice gets the fastest pairs and the last one the slowest; `interleaved`:
-            the pairs are dealt out like cards, so that every slice can tell near from far positions. See
+        frequencies: `interleaved`: the pairs are dealt out like cards, so that every slice can tell near from far
+            positions; `neighbouring`: the first slice gets the fastest pairs and the last one the slowest. See
             docs/results/attention_replacement.md for what each is worth.
     """
     half = shape.rotary_width // 2

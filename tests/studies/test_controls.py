@@ -71,6 +71,11 @@ class TestConfigs:
         assert given == control_config(config("controls=[original]", "replacement.depth=2", "resume=auto"), control)
 
     @pytest.mark.parametrize("control", CONTROLS)
+    def test_a_control_belongs_to_no_experiment(self, config, control):
+        cfg = config(BOTH)
+        assert control_config(cfg | {"experiment": {"name": "depth"}}, control) == control_config(cfg, control)
+
+    @pytest.mark.parametrize("control", CONTROLS)
     def test_the_config_of_the_study_stays_as_it_is(self, config, control):
         cfg = config("recovery=[transfer,kl]", BOTH)
         before = json.dumps(cfg)

@@ -14,7 +14,7 @@ EFFECTS = {
     "window": {"window": (2, {}), "period": (16, {"window": 3})},
     "toroidal": {
         "depth": (4, {}),
-        "frequencies": ("interleaved", {}),
+        "frequencies": ("neighbouring", {}),
         "lambda_distance": (1.0, {}),
         "fusion_mode": ("mean", {}),
         "fusion_rank": (2, {"fusion_residual": False}),

@@ -29,7 +29,7 @@ UNMIXED = [
 CUT = [
     ("toroidal", {"depth": depth, "lambda_distance": 3.0, "period": PERIOD, **more})
     for depth in (2, 4)
-    for more in ({}, {"temperature": True, "fusion_mode": "attention"})
+    for more in ({}, {"temperature": True, "fusion_mode": "attention", "frequencies": "neighbouring"})
 ]
 EVERY = [*UNMIXED, *CUT, ("toroidal", {"depth": 2, "position": "toroidal", "period": PERIOD})]
 
@@ -130,7 +130,9 @@ def by_slices(core, shape, options, query, key):
     length, groups = query.shape[1], shape.num_heads // shape.num_kv_heads
     channels = []
     for k in range(depth):
-        pairs = range(k * half // depth, (k + 1) * half // depth)
+        pairs = range(k, half, depth)
+        if options.get("frequencies") == "neighbouring":
+            pairs = range(k * half // depth, (k + 1) * half // depth)
         rest = width - 2 * half
         unrotated = range(2 * half + k * rest // depth, 2 * half + (k + 1) * rest // depth)
         channels.append([*pairs, *(pair + half for pair in pairs), *unrotated])

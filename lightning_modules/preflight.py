@@ -14,10 +14,9 @@ LENGTH = 24
 
 # Largest difference of logits that counts as none, relative to the largest logit. Causality is checked within one
 # batch, where the arithmetic is the same, and so exactly; the others compare differently shaped computations. Rounding
-# grows in a model with new layers (SmolLM2 with all 30 at depth 2, in bf16: 0.11; with its first two and last two, in
-# fp32: 0.00016, and 3e-8 in fp64), see `in_float32`.
+# grows in a model with many new layers (SmolLM2 with all 30 at depth 2, in bf16: 0.11), see `in_float32`.
 EXACT = 1e-6
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class PreflightError(Exception):

@@ -19,7 +19,7 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.frozen import model_identity
 from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
-from lightning_modules.preflight import in_float32, logits, preflight, probe, require
+from lightning_modules.preflight import check, exact_logits, require
 from lightning_modules.processes import from_first
 from lightning_modules.recovery import build_stages
 from lightning_modules.stages import Stage
@@ -93,8 +93,7 @@ def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: Bloc
     if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
         return
     if cfg["preflight"]:
-        with in_float32(module.model):
-            before = logits(module.model, probe(module.model))
+        before = exact_logits(module.model)
     operate(module, cfg, data)
     surgery, placement = module.surgery, module.placement
     if surgery is not None:
@@ -108,8 +107,7 @@ def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: Bloc
     if placement is not None:
         record_placement(record, cfg["placement"]["name"], placement)
     if cfg["preflight"]:
-        with in_float32(module.model):
-            results = preflight(module.model, before if surgery is None or surgery.keeps_function else None)
+        results = check(module.model, before if surgery is None or surgery.keeps_function else None)
         record.folder.result["preflight"] = results
         record.folder.write()
         require(results)

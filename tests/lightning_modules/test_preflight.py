@@ -4,7 +4,18 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_modules.attention_host import host
-from lightning_modules.preflight import TOLERANCE, PreflightError, in_float32, logits, preflight, probe, require
+from lightning_modules.preflight import (
+    TOLERANCE,
+    PreflightError,
+    check,
+    exact_dtypes,
+    exact_logits,
+    in_dtype,
+    logits,
+    preflight,
+    probe,
+    require,
+)
 from lightning_modules.surgery import replace_attention
 from registries.architectures import architecture_of
 from tests.rules import cases, disturb_cores, language_model
@@ -34,7 +45,7 @@ def test_bf16_passes():
 
 
 class Broken(nn.Module):
-    """A core that breaks one rule."""
+    """A core that breaks one rule, or none but computes with much rounding."""
 
     own_positions = False
 
@@ -53,10 +64,18 @@ class Broken(nn.Module):
             mask = causal
         if self.rule == "cache":
             causal = torch.ones(queries, keys, dtype=torch.bool).tril()
+        if self.rule == "rounding":
+            value = value + 1e3 * keys - 1e3 * keys
         key, value = key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1)
         return scaled_dot_product_attention(
             query, key, value, attn_mask=causal if mask is None else mask, scale=scaling
         )
+
+
+def broken_model(rule):
+    model = language_model("llama")
+    host(architecture_of("llama").attention_layers(model)[0], Broken(rule))
+    return model
 
 
 @pytest.mark.parametrize(
@@ -70,9 +89,7 @@ class Broken(nn.Module):
     ],
 )
 def test_a_broken_core_fails(rule, failed):
-    model = language_model("llama")
-    host(architecture_of("llama").attention_layers(model)[0], Broken(rule))
-    results = preflight(model)
+    results = preflight(broken_model(rule))
     assert {name for name, result in results.items() if not result["passed"]} >= failed
     if failed:
         with pytest.raises(PreflightError, match=rf"breaks \d rule.*{rule}: logits differ by"):
@@ -110,20 +127,73 @@ def test_the_mode_of_the_model_is_left_as_it_was():
     assert model.training
 
 
+@pytest.fixture
+def memory(monkeypatch):
+    """Sets the memory that the machine says it has left."""
+
+    def set_available(available):
+        memory = type("Memory", (), {"available": available})
+        monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+
+    return set_available
+
+
 @pytest.mark.parametrize("enough", [True, False])
-def test_a_bf16_model_is_checked_in_fp32_where_there_is_memory(enough, monkeypatch):
+def test_a_bf16_model_is_checked_in_fp32_where_there_is_memory(enough, memory):
     """Rounding that many new layers blow up is no broken rule; afterwards the weights are as they were."""
     model = language_model("llama").bfloat16()
     replace_attention(model, "toroidal", [0, 1], options={"depth": 4})
-    before = {name: parameter.data for name, parameter in model.named_parameters()}
-    memory = type("Memory", (), {"available": 1e12 if enough else 0.0})
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    with in_float32(model):
-        assert model.dtype == (torch.float32 if enough else torch.bfloat16)
-        results = preflight(model)
-        assert results["cache"]["allowed"] == TOLERANCE[model.dtype]
-    assert all(parameter.data is before[name] or parameter.data.data_ptr() == before[name].data_ptr()
-               for name, parameter in model.named_parameters())  # fmt: skip
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    memory(1e12 if enough else 0.0)
+    results = check(model)
+    assert results["cache"]["allowed"] == TOLERANCE[torch.float32 if enough else torch.bfloat16]
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
     assert model.dtype == torch.bfloat16
     if enough:
         assert max(result["difference"] for result in results.values()) < 1e-5
+
+
+def test_the_dtypes_that_fit(memory):
+    model = language_model("llama")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    for available, dtypes, own in [
+        (1.4 * 8 * size, [torch.float32], torch.float32),
+        (1.6 * 8 * size, [torch.float32, torch.float64], torch.float32),
+        (1.4 * 4 * size, [torch.bfloat16], torch.bfloat16),
+        (1.6 * 4 * size, [torch.float32], torch.bfloat16),
+    ]:
+        memory(available)
+        assert exact_dtypes(model.to(own)) == dtypes
+
+
+def test_rounding_is_told_from_a_broken_rule_in_fp64(memory):
+    model = broken_model("rounding")
+    require(check(model))
+    assert model.dtype == torch.float32
+    memory(1.0)  # for a copy in fp64 there is none
+    with pytest.raises(PreflightError, match="prefix: logits differ by"):
+        require(check(model))
+
+
+@pytest.mark.parametrize("rule", ["causality", "prefix", "padding", "cache"])
+def test_a_broken_rule_fails_in_every_dtype(rule):
+    with pytest.raises(PreflightError, match=f"{rule}: logits differ by"):
+        require(check(broken_model(rule)))
+
+
+@pytest.mark.parametrize(("depth", "passes"), [(1, True), (2, False)])
+def test_a_claim_is_checked_against_the_model_before(depth, passes):
+    model = language_model("llama").bfloat16()
+    before = exact_logits(model)
+    replace_attention(model, "toroidal", [0], options={"depth": depth, "lambda_distance": 0.0})
+    assert check(model, before)["identity"]["passed"] == passes
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_every_replacement_can_be_checked_in_fp64(case):
+    model = language_model("qwen3")
+    replace_attention(model, case.name, [0, 1], options=case.options)
+    with in_dtype(disturb_cores(model), torch.float64):
+        results = preflight(model)
+    require(results)
+    assert max(result["difference"] for result in results.values()) < 1e-5

@@ -442,7 +442,7 @@ def test_preflight_can_be_turned_off(run):
 
 def test_a_failed_preflight_ends_the_run(run, monkeypatch, tmp_path):
     broken = {"causality": {"difference": 0.5, "allowed": 1e-6, "passed": False}}
-    monkeypatch.setattr(replacement_study, "preflight", lambda *arguments: broken)
+    monkeypatch.setattr(replacement_study, "check", lambda *arguments: broken)
     with pytest.raises(PreflightError, match="causality: logits differ by 0.5"):
         run(*ONLY_NEXT_TOKEN)
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()

@@ -27,7 +27,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
         (batch, length - 1) in nats; 0 where a token is not scored.
     """
     targets = labels[:, 1:]
-    pairs = _chunks(logits[:, :-1].flatten(0, 1), targets.flatten())
+    pairs = in_cache(logits[:, :-1].flatten(0, 1), targets.flatten())
     nll = [cross_entropy(each.float(), wanted, ignore_index=IGNORED, reduction="none") for each, wanted in pairs]
     return torch.cat(nll).view(targets.shape)
 
@@ -43,23 +43,19 @@ def token_divergence(logits: Tensor, own: Tensor) -> Tensor:
     """
     distances = [
         kl_div(*(part.float().log_softmax(-1) for part in pair), reduction="none", log_target=True).sum(-1)
-        for pair in _chunks(logits, own)
+        for pair in in_cache(logits, own)
     ]
     return torch.cat(distances)
 
 
-def _chunks(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def in_cache(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of logits with those that belong to them, so many at a time that they stay in a processor's cache.
 
-    A backward pass would need all of them again.
+    A GPU that trains takes all at once: it has no use for more and smaller kernels.
     """
-    rows = len(logits) if logits.requires_grad else rows_in_cache(logits.shape[1])
+    whole = logits.is_cuda and logits.requires_grad
+    rows = len(logits) if whole else max(1, CHUNK_LOGITS // logits.shape[1])
     return zip(logits.split(rows), others.split(rows), strict=True)
-
-
-def rows_in_cache(vocabulary_size: int) -> int:
-    """Rows of logits over a vocabulary of that size that a processor's cache holds, at least one."""
-    return max(1, CHUNK_LOGITS // vocabulary_size)
 
 
 def perplexity(nll: float) -> float:

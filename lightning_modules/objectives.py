@@ -8,16 +8,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.frozen import FrozenPrefix
 from lightning_modules.inputs import batch_rows, scored_labels
-from lightning_modules.nll import IGNORED, rows_in_cache
+from lightning_modules.nll import IGNORED, in_cache
 from lightning_modules.stages import Loss, Workspace
 from lightning_modules.teacher import Teacher, final_states, output_logits
 
 Objective = Literal["next_token", "kl"]
+HEAD_ROWS = 256  # at a time through the vocabulary head of a processor, whose products are slower with fewer or more
 
 
 class EndToEnd:
@@ -72,9 +73,10 @@ def next_token_nll(model: nn.Module, rows: Tensor, labels: Tensor, chunk_size: i
     hidden, targets = final_states(model, rows)[:, :-1][scored], labels[:, 1:][scored]
 
     def nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(output_logits(model, hidden).float(), targets, reduction="sum")
+        pairs = in_cache(output_logits(model, hidden), targets)
+        return torch.stack([cross_entropy(logits.float(), wanted, reduction="sum") for logits, wanted in pairs]).sum()
 
-    return _summed(nll, chunk_size, model, hidden, targets)
+    return _summed(nll, chunk_size, hidden, targets)
 
 
 def divergence(
@@ -99,24 +101,23 @@ def divergence(
     hidden, target = final_states(model, rows)[:, :-1][scored], teacher_states[:, :-1][scored]
 
     def divergence(hidden: Tensor, target: Tensor) -> Tensor:
-        ours = (output_logits(model, hidden).float() / temperature).log_softmax(-1)
         with torch.no_grad():
-            theirs = (output_logits(teacher, target).float() / temperature).log_softmax(-1)
-        return kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
+            theirs = output_logits(teacher, target)
+        distances = [
+            kl_div(*((each.float() / temperature).log_softmax(-1) for each in pair), reduction="sum", log_target=True)
+            for pair in in_cache(output_logits(model, hidden), theirs)
+        ]
+        return torch.stack(distances).sum() * temperature**2
 
-    return _summed(divergence, chunk_size, model, hidden, target)
+    return _summed(divergence, chunk_size, hidden, target)
 
 
-def _summed(
-    function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None, model: nn.Module, *rows: Tensor
-) -> Tensor:
+def _summed(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None, *rows: Tensor) -> Tensor:
     """The sum of a function of rows of final hidden states.
 
-    Without a chunk size, a processor still takes as many rows at a time as its cache holds logits of (a KL step of
-    SmolLM2 takes 0.89 times the time), but keeps all for the backward pass.
+    Without a chunk size, a processor still takes `HEAD_ROWS` at a time, but keeps all for the backward pass.
     """
-    in_cache = rows_in_cache(model.get_output_embeddings().weight.shape[0])
-    size = chunk_size or (len(rows[0]) if rows[0].is_cuda else in_cache)
+    size = chunk_size or (len(rows[0]) if rows[0].is_cuda else HEAD_ROWS)
     chunks = zip(*(tensor.split(max(1, size)) for tensor in rows), strict=True)  # of no rows, one of none
     if chunk_size is not None and chunk_size < len(rows[0]):
         function = partial(checkpoint, function, use_reentrant=False)

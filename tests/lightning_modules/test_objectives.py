@@ -176,7 +176,7 @@ def test_chunks_hold_no_more_logits_than_asked_for(chunk):
     assert sum(sizes) == 2 * 22  # the backward pass computes them again
 
 
-def test_a_processor_takes_as_many_rows_as_its_cache_holds_and_changes_nothing(monkeypatch):
+def test_rows_at_a_time_through_the_head_and_in_the_cache_change_nothing(monkeypatch):
     model, teacher, sizes = trained("llama"), teacher_of("llama"), []
     text = tokens(model, 2, 12)
     with torch.no_grad():
@@ -186,7 +186,8 @@ def test_a_processor_takes_as_many_rows_as_its_cache_holds_and_changes_nothing(m
         lambda: divergence(model, teacher, text, text, states),
     )
     whole = [gradients(loss(), model) for loss in losses]
-    monkeypatch.setattr("lightning_modules.nll.CHUNK_LOGITS", 5 * model.config.vocab_size)
+    monkeypatch.setattr("lightning_modules.objectives.HEAD_ROWS", 5)
+    monkeypatch.setattr("lightning_modules.nll.CHUNK_LOGITS", 2 * model.config.vocab_size)
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     for loss, expected in zip(losses, whole, strict=True):
         same_gradients(gradients(loss(), model), expected)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 IGNORED = -100
-CHUNK_LOGITS = 2**22  # in fp32 at a time: what a processor's cache holds
+CHUNK_LOGITS = 2**21  # in fp32 at a time: what a processor's cache holds
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

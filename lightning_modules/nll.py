@@ -27,28 +27,44 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
         (batch, length - 1) in nats; 0 where a token is not scored.
     """
     targets = labels[:, 1:]
-    pairs = in_cache(logits[:, :-1].flatten(0, 1), targets.flatten())
+    return target_nll(logits[:, :-1].flatten(0, 1), targets.flatten()).view(targets.shape)
+
+
+def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of the target of every row, in fp32.
+
+    Args:
+        logits: (rows, vocabulary).
+        targets: (rows,) token ids; -100 is not scored.
+
+    Returns:
+        (rows,) in nats; 0 where a target is not scored.
+    """
+    pairs = _in_cache(logits, targets)
     nll = [cross_entropy(each.float(), wanted, ignore_index=IGNORED, reduction="none") for each, wanted in pairs]
-    return torch.cat(nll).view(targets.shape)
+    return torch.cat(nll)
 
 
-def token_divergence(logits: Tensor, own: Tensor) -> Tensor:
+def token_divergence(logits: Tensor, own: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence from the distributions `own` at every token, in fp32.
 
     Args:
         logits, own: (tokens, vocabulary).
+        temperature: divides both before the softmax.
 
     Returns:
         (tokens,) in nats.
     """
     distances = [
-        kl_div(*(part.float().log_softmax(-1) for part in pair), reduction="none", log_target=True).sum(-1)
-        for pair in in_cache(logits, own)
+        kl_div(*((part.float() / temperature).log_softmax(-1) for part in pair), reduction="none", log_target=True).sum(
+            -1
+        )
+        for pair in _in_cache(logits, own)
     ]
     return torch.cat(distances)
 
 
-def in_cache(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_cache(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of logits with those that belong to them, so many at a time that they stay in a processor's cache.
 
     A GPU that trains takes all at once: it has no use for more and smaller kernels.

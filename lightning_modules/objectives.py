@@ -8,12 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.frozen import FrozenPrefix
 from lightning_modules.inputs import batch_rows, scored_labels
-from lightning_modules.nll import IGNORED, in_cache
+from lightning_modules.nll import IGNORED, target_nll, token_divergence
 from lightning_modules.stages import Loss, Workspace
 from lightning_modules.teacher import Teacher, final_states, output_logits
 
@@ -73,8 +72,7 @@ def next_token_nll(model: nn.Module, rows: Tensor, labels: Tensor, chunk_size: i
     hidden, targets = final_states(model, rows)[:, :-1][scored], labels[:, 1:][scored]
 
     def nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        pairs = in_cache(output_logits(model, hidden), targets)
-        return torch.stack([cross_entropy(logits.float(), wanted, reduction="sum") for logits, wanted in pairs]).sum()
+        return target_nll(output_logits(model, hidden), targets).sum()
 
     return _summed(nll, chunk_size, hidden, targets)
 
@@ -103,11 +101,7 @@ def divergence(
     def divergence(hidden: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             theirs = output_logits(teacher, target)
-        distances = [
-            kl_div(*((each.float() / temperature).log_softmax(-1) for each in pair), reduction="sum", log_target=True)
-            for pair in in_cache(output_logits(model, hidden), theirs)
-        ]
-        return torch.stack(distances).sum() * temperature**2
+        return token_divergence(output_logits(model, hidden), theirs, temperature).sum() * temperature**2
 
     return _summed(divergence, chunk_size, hidden, target)
 

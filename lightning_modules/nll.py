@@ -55,11 +55,13 @@ def token_divergence(logits: Tensor, own: Tensor, temperature: float = 1.0) -> T
     Returns:
         (tokens,) in nats.
     """
+
+    def log_probabilities(part: Tensor) -> Tensor:
+        return (part.float() / temperature).log_softmax(-1)
+
     distances = [
-        kl_div(*((part.float() / temperature).log_softmax(-1) for part in pair), reduction="none", log_target=True).sum(
-            -1
-        )
-        for pair in _in_cache(logits, own)
+        kl_div(log_probabilities(part), log_probabilities(theirs), reduction="none", log_target=True).sum(-1)
+        for part, theirs in _in_cache(logits, own)
     ]
     return torch.cat(distances)
 

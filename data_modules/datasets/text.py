@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-
 from data_modules import DATASETS
 from data_modules.documents import Document
 from data_modules.text_files import check_path, read_path
@@ -13,8 +11,8 @@ from registries.registry import UserError
 def _check(path: str | None, encoding: str) -> list[str]:
     errors = ["dataset 'text' needs a local file or folder: set dataset.path"] if path is None else check_path(path)
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        "".encode(encoding)
+    except (LookupError, UnicodeError):  # no codec of that name, or one that is not for text, such as hex
         errors.append(f"dataset.encoding={encoding} is not known. Allowed: utf-8, cp1252, latin-1, utf-16, ...")
     return errors
 

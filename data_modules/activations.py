@@ -130,8 +130,11 @@ class ActivationCache:
         for place in keep:
             for name in _names(self.folder / place) - names if total > limit else ():
                 file = self.folder / place / f"{name}{SUFFIX}"
-                total -= file.stat().st_size
-                file.unlink()
+                try:
+                    total -= file.stat().st_size
+                    file.unlink()
+                except FileNotFoundError:  # another run has removed it
+                    continue
 
 
 def place(**identity: Any) -> str:

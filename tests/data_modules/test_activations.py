@@ -419,6 +419,20 @@ def test_a_place_that_another_run_evicts_during_a_write_does_no_harm(cache, monk
     assert cache().fetch(["a"], BLOCKS, Counting(["a"]))["a"].equal(Counting(["a"])(BLOCKS)["a"])
 
 
+def test_an_entry_that_another_run_evicts_at_the_same_time_does_no_harm(cache, monkeypatch):
+    limited = cache(small_limit(4))
+    limited.fetch(["a"], BLOCKS, Counting(["a"]))
+    unlink = Path.unlink
+
+    def evicted(file, *arguments, **options):
+        unlink(file)
+        unlink(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", evicted)
+    assert limited.reserve(["a"], BLOCKS + 100, 4, ENTRY_BYTES)
+    assert not list((limited.folder / "a").glob("*.safetensors"))
+
+
 def test_two_threads_that_write_the_same_entry_do_no_harm(cache, tmp_path, monkeypatch):
     """Both have written aside before either puts its file in place."""
     replace, both_written, errors = os.replace, threading.Barrier(2, timeout=10), []

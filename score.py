@@ -32,6 +32,8 @@ def score(cfg: Any) -> dict[str, Any]:
     if cfg["run"] is not None:
         module = load_module(Path(cfg["run"]))
         tokenizer = module.tokenizer
+        if cfg["dataset"]["start_token"] == "auto":
+            cfg["dataset"]["start_token"] = module.start_token  # as in the run
     else:
         source = build_source(cfg)
         tokenizer = source.tokenizer()

@@ -24,6 +24,7 @@ from data_modules.blocks import (
     pack,
 )
 from data_modules.documents import SPLITS, Stream, SyntheticDataset
+from data_modules.encoding import start_token
 from data_modules.instruction_blocks import IGNORED, assemble, encode
 from data_modules.instructions import InstructionData
 from data_modules.randomness import generator
@@ -113,20 +114,39 @@ class BlockDataModule(LightningDataModule):
         """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
         return None if self._is_synthetic else token_bytes(self.tokenizer)
 
+    @cached_property
+    def start(self) -> int | None:
+        """The token that every block starts with; None: none."""
+        return start_token(self.tokenizer, self.settings.start_token)
+
+    @property
+    def text_size(self) -> int:
+        """Tokens of text in a block: all of it, or all behind the start token."""
+        return self.settings.block_size - (self.start is not None)
+
     def position_groups(self, block_size: int | None = None) -> dict[str, slice]:
         """Groups of target positions whose loss is reported apart; target i is a block's token i + 1."""
-        block_size = block_size or self.settings.block_size
-        groups = self._source.position_groups(block_size) if self._is_synthetic else None
-        return {**(groups or {}), **(doubling_groups(block_size) if self.settings.loss_by_position else {})}
+        groups = (self._source.position_groups(self.text_size) if self._is_synthetic else None) or {}
+        if self.start is not None:  # the first token of what was generated is a target too
+            groups = {name: slice(part.start + bool(part.start), part.stop + 1) for name, part in groups.items()}
+        doubling = doubling_groups(block_size or self.settings.block_size) if self.settings.loss_by_position else {}
+        return {**groups, **doubling}
 
     def describe(self) -> dict[str, Any]:
-        """Name, sha256 of the tokens used, blocks, tokens, scored tokens and bytes per split, and the warnings.
+        """Name, sha256 of the tokens used, start token, the warnings, and of each split what `counts` tells.
 
         Bytes are None for a synthetic dataset, whose tokens stand for no text. Instruction data has the number of
         `examples` beside.
         """
         counts = {split: self.counts(split) for split in SPLITS}
-        return {"name": self.name, "sha256": self.sha256(*SPLITS), **counts, "warnings": list(self.warnings)}
+        start = None if self.start is None else self.tokenizer.convert_ids_to_tokens(self.start)
+        return {
+            "name": self.name,
+            "sha256": self.sha256(*SPLITS),
+            "start_token": start,
+            **counts,
+            "warnings": list(self.warnings),
+        }
 
     def sha256(self, *splits: str) -> str:
         """Hash of everything that training on these splits, or scoring on them, depends on."""
@@ -139,9 +159,12 @@ class BlockDataModule(LightningDataModule):
         return tensors_sha256(content)
 
     def counts(self, split: str) -> dict[str, int | None]:
-        """Blocks, tokens, scored tokens and bytes of a split; see `describe`."""
+        """Blocks, tokens of text, scored tokens and bytes of a split; see `describe`."""
         blocks = self._packed(split)
-        real = blocks.tokens[blocks.documents >= 0]
+        is_text = blocks.documents >= 0
+        if blocks.labels is None and self.start is not None:
+            is_text = is_text[:, 1:]
+        real = blocks.tokens[:, -is_text.shape[1] :][is_text]
         size = None if self.token_bytes is None else int(self.token_bytes[real].sum())
         labels = blocks.tokens if blocks.labels is None else blocks.labels
         scored = int((labels[:, 1:] != IGNORED).sum())
@@ -217,32 +240,35 @@ class BlockDataModule(LightningDataModule):
         tokens = [self._tokens(split) for split in (["all"] if "all" in self._source else SPLITS)]
         ids = torch.cat([each.ids for each in tokens])
         documents = torch.cat([each.documents() for each in tokens])
-        return self._at_least_one(pack(ids, documents, self.settings.block_size), "all", len(ids))
+        return self._packed_text(ids, documents, "all")
 
     def _limited(self, split: str) -> Blocks:
         """The split's blocks, as many as its size asks for (or of that many examples of instruction data)."""
-        size, block_size = self.settings.size(split), self.settings.block_size
+        size = self.settings.size(split)
         if isinstance(self._source, InstructionData):
             return self._examples(split, size)
         if self._is_synthetic:
-            tokens = self._source.tokens(split, size, block_size, len(self.tokenizer), CONTENT_SEED)
-            return one_document_each(tokens)
+            tokens = self._source.tokens(split, size, self.text_size, len(self.tokenizer), CONTENT_SEED)
+            return one_document_each(tokens).begun_with(self.start)
         tokens = self._tokens(split)
         if split == "train":
             order = torch.randperm(len(tokens.starts) - 1, generator=generator("documents", CONTENT_SEED))
             tokens = tokens.in_order(order)
-        blocks = self._at_least_one(pack(tokens.ids, tokens.documents(), block_size), split, len(tokens.ids))
+        blocks = self._packed_text(tokens.ids, tokens.documents(), split)
         if size is None or size == len(blocks):
             return blocks
         if size > len(blocks):
-            self._warn(f"dataset {self.name!r} has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
+            self._warn(
+                f"dataset {self.name!r} has {len(blocks)} {split} blocks of {self.settings.block_size} tokens, not "
+                f"{size}"
+            )
             return blocks
         return blocks.select(torch.arange(size) if split == "train" else choose_spread(len(blocks), size))
 
     def _examples(self, split: str, size: int | None) -> Blocks:
         """Blocks of the split's examples: of training at random, of the others spread over all; what is cut is told."""
         data, block_size = self._source, self.settings.block_size
-        encoded = encode(data.examples[split], self.tokenizer, data.settings, block_size)
+        encoded = encode(data.examples[split], self.tokenizer, data.settings, block_size, self.start)
         for what, count in encoded.counts.items():
             self._warn(f"dataset {self.name!r}: {count} {split} examples {WHAT_HAPPENED[what]}")
         rows = encoded.rows
@@ -274,9 +300,11 @@ class BlockDataModule(LightningDataModule):
         size = self.settings.size(split) if isinstance(documents, Stream) else None
         return tokenize(documents, self.tokenizer, self.cache_dir, size and size * self.settings.block_size)
 
-    def _at_least_one(self, blocks: Blocks, split: str, tokens: int) -> Blocks:
+    def _packed_text(self, ids: torch.Tensor, documents: torch.Tensor, split: str) -> Blocks:
+        """Blocks of a text that is read through, (tokens,) with the documents that they are of."""
+        blocks, tokens = pack(ids, documents, self.text_size), len(ids)
         if len(blocks):
-            return blocks
+            return blocks.begun_with(self.start)
         total = sum(len(self._tokens(each).ids) for each in SPLITS)
         raise UserError(
             f"dataset {self.name!r} has {tokens} tokens in split {split} ({total} in all splits), and one block needs "

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from data_modules.encoding import StartToken
 from registries.registry import Registry, nearest, parameters, signature_errors
 
 
@@ -15,9 +16,10 @@ class BlockSettings:
     """Sizes are in blocks; a size of None takes all there is.
 
     Args:
-        block_size: tokens per block; a block of n tokens has n - 1 targets.
+        block_size: tokens per block, with its start token; a block of n tokens has n - 1 targets.
         batch_size: blocks per forward pass.
         num_workers: processes that load batches; the batches are the same for any number of them.
+        start_token: whether every block starts with the tokenizer's start token, see `data_modules.encoding`.
         loss_by_position: report the loss of positions 0-255, 256-511, 512-1023, ... apart.
     """
 
@@ -27,6 +29,7 @@ class BlockSettings:
     test_size: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 1
     num_workers: Annotated[int, Ge(0)] = 0
+    start_token: StartToken = "auto"
     loss_by_position: bool = False
 
     def size(self, split: str) -> int | None:

@@ -35,6 +35,13 @@ class Blocks:
         """The blocks with these numbers, (rows,)."""
         return Blocks(self.tokens[rows], self.documents[rows], None if self.labels is None else self.labels[rows])
 
+    def begun_with(self, start: int | None) -> Blocks:
+        """The same blocks of text, each behind a start token, which is never scored; None leaves them as they are."""
+        if start is None:
+            return self
+        tokens = torch.cat([torch.full_like(self.tokens[:, :1], start), self.tokens], 1)
+        return Blocks(tokens, torch.cat([self.documents[:, :1], self.documents], 1))
+
     @cached_property
     def positions(self) -> torch.Tensor | None:
         """(blocks, block_size): the place of each token in its document, which is how a model tells documents apart.

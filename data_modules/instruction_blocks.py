@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from data_modules.blocks import Blocks
+from data_modules.encoding import encode_prompts, encode_texts
 from data_modules.instructions import Example, InstructionSettings, TooLong
 
 IGNORED = -100  # label of a token that is not scored
@@ -28,28 +29,23 @@ class Encoded:
     counts: Counter
 
 
-def encode(examples: Sequence[Example], tokenizer: Any, settings: InstructionSettings, block_size: int) -> Encoded:
-    """Prompt, response and end token of each example, with the labels of what counts.
+def encode(
+    examples: Sequence[Example], tokenizer: Any, settings: InstructionSettings, block_size: int, start: int | None
+) -> Encoded:
+    """Start token, prompt, response and end token of each example, with the labels of what counts.
 
     Prompt and response are tokenised apart, as they are when a model continues the prompt. The first token of an
     example is never scored: what stands before it in a block is another example.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts = tokenizer([each.prompt for each in examples], verbose=False)["input_ids"] if examples else []
-    responses = (
-        tokenizer([each.response for each in examples], add_special_tokens=False, verbose=False)["input_ids"]
-        if examples
-        else []
-    )
+    prompts = encode_prompts(tokenizer, [example.prompt for example in examples], start)
+    responses = encode_texts(tokenizer, [example.response for example in examples])
     rows, counts = [], Counter()
     for prompt, response in zip(prompts, responses, strict=True):
-        if end and prompt and prompt[-1] == end[0]:
-            prompt = prompt[:-1]  # some tokenizers end every text
         answer = [*response, *end]
         over = len(prompt) + len(answer) - block_size
         if over > 0:
-            start = [token for token in prompt[:1] if token == tokenizer.bos_token_id]
-            kept = _shortened(prompt, answer, over, settings.too_long, len(start))
+            kept = _shortened(prompt, answer, over, settings.too_long, 0 if start is None else 1)
             if kept is None:
                 counts["dropped"] += 1
                 continue

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from data_modules.encoding import StartToken, start_token
 from data_modules.tokens import token_contents, tokenizer_fingerprint
 from registries.registry import UserError
 
@@ -37,17 +38,20 @@ class Paired(NamedTuple):
 class Pairing:
     """Turns tokens of the target into tokens of the source with their pairing.
 
-    Documents are told apart by the target's special tokens. The source reads each as its tokenizer gives it, with the
-    special tokens that this adds, and its own end token where the target has one. An end token counts as one more byte:
-    that a document ends is known only after it.
+    Documents are told apart by the target's special tokens. The source reads each as its tokenizer gives it, with its
+    own end token where the target has one. An end token counts as one more byte: that a document ends is known only
+    after it. A start token stands before the whole text, of either model, and tells nothing of it.
 
     Equal tokenizers give the same tokens, each paired with itself, even where the text was cut inside of a word.
+
+    Args:
+        start: whether texts begin with a start token, see `data_modules.encoding.start_token`.
 
     Raises:
         UserError: the source's tokenizer does not tell where its tokens are in the text.
     """
 
-    def __init__(self, target_tokenizer: Any, source_tokenizer: Any):
+    def __init__(self, target_tokenizer: Any, source_tokenizer: Any, start: StartToken = "auto"):
         self.source = source_tokenizer
         self.equal = tokenizer_fingerprint(target_tokenizer) == tokenizer_fingerprint(source_tokenizer)
         if not self.equal and not getattr(source_tokenizer, "is_fast", False):
@@ -55,17 +59,20 @@ class Pairing:
         self.contents = token_contents(target_tokenizer)
         self.source_contents = token_contents(source_tokenizer)
         self.end = target_tokenizer.eos_token_id
-        self.opening = self.end or 0  # of the target, for a text's first place where no other token is known
+        self.start, self.source_start = (start_token(one, start) for one in (target_tokenizer, source_tokenizer))
+        # Of the target, for a text's first place where no other token is known.
+        self.opening = self.start if self.start is not None else self.end or 0
 
     def __call__(self, tokens: Tensor) -> Paired:
         """Pair a text: (length,) tokens of the target."""
         if self.equal:
             return Paired(tokens, torch.arange(len(tokens)), torch.arange(len(tokens)))
-        source: list[int] = []
-        source_ends: list[int] = []
-        target_ends: list[int] = []
+        begins = self.start is not None and tokens[:1].tolist() == [self.start]
+        target_ends = [0] if begins else []
+        source = [] if self.source_start is None else [self.source_start]
+        source_ends = [0] * len(source)
         place = 0
-        for piece, closing in self._pieces(tokens.tolist()):
+        for piece, closing in self._pieces(tokens[begins:].tolist()):
             ends = list(accumulate(len(self.contents[token]) for token in piece))
             ids, places = self._read(b"".join(self.contents[token] for token in piece))
             source += ids
@@ -78,7 +85,7 @@ class Pairing:
                 if closing == self.end and self.source.eos_token_id is not None:
                     source.append(self.source.eos_token_id)
                     source_ends.append(place)
-        if not source:
+        if len(source) == (self.source_start is not None):
             raise UserError("a block of tokens holds no text that the source could read")
         read = _ends_in_time(source_ends, target_ends, _silent(source, self.source_contents, self.source.eos_token_id))
         back = _ends_in_time(target_ends, source_ends, _silent(tokens.tolist(), self.contents, self.end))
@@ -99,10 +106,9 @@ class Pairing:
         text, kept = _as_text(content)
         if not text:
             return [], []
-        encoded = self.source(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        encoded = self.source(text, return_offsets_mapping=True, **options)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        if ids and ids[-1] == self.source.eos_token_id:  # whether the document ends here is not for it to say
-            ids, offsets = ids[:-1], offsets[:-1]
         read = [self.source_contents[token] or b"" for token in ids]
         ends, plain = list(accumulate(map(len, read))), text.encode()
         if b"".join(read) == b" " + plain:  # the space that SentencePiece puts before a text

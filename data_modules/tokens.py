@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from data_modules.documents import Document, Stream
+from data_modules.encoding import encode_texts
 from data_modules.token_cache import cached
 
-FORMAT = 1  # raise it when the same documents would give other tokens than before
+FORMAT = 2  # raise it when the same documents would give other tokens than before
 BATCH = 256  # documents tokenised at once, in parallel
 
 
@@ -48,7 +49,8 @@ def tokenize(
 ) -> Tokens:
     """The tokens of documents, from the cache if they were tokenised before.
 
-    The tokenizer's own start token is added where it adds one, and its end token after every document.
+    Its end token follows every document. A start token stands before every block, not before documents (see
+    `Blocks.begun_with`), and a special token that a document merely writes out is text.
 
     Args:
         limit: read a stream until there are this many tokens; the last document is kept whole. None reads it all.
@@ -118,13 +120,9 @@ def _tokenize(documents: Iterator[Document], tokenizer: Any, limit: int | None) 
 
 
 def _encode(texts: list[str], tokenizer: Any) -> Iterable[list[int]]:
-    # verbose=False: no warning about texts longer than the model's context, as they are cut into blocks later.
-    encoded = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    for ids in encoded:
-        if end is not None and (not ids or ids[-1] != end):
-            ids.append(end)
-        yield ids
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for ids in encode_texts(tokenizer, texts):
+        yield ids + end
 
 
 def _byte_alphabet(tokenizer: Any) -> dict[str, int]:

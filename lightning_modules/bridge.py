@@ -182,7 +182,7 @@ class Measured(NamedTuple):
 
     Attributes:
         statistics: of the paired rows.
-        first: (target width,), the target's state at an end token that begins a text.
+        first: (target width,), the target's state at a start token, or else at an end token that begins a text.
     """
 
     statistics: Statistics
@@ -216,7 +216,7 @@ def measure_back(states: PairedStates, place: Site, blocks: Tensor) -> Statistic
 
 
 def first_states(states: PairedStates) -> dict[Site, Tensor]:
-    """The target's state at an end token that begins a text, (target width,), at every site."""
+    """The target's state at a start token, or else at an end token that begins a text, (target width,), by site."""
     found = states.of_target(torch.tensor([states.pairing.opening]))
     return {each: rows[0] for each, rows in found.items()}
 
@@ -225,7 +225,8 @@ class Bridge(nn.Module):
     """Translates the source's states at one site, or at several that share an adapter.
 
     Where a token has no source state it gets a constant of the target: its mean state, or at the first token of a text
-    the state that an end token has there. Neither tells anything of the text, and it is the same for all adapters.
+    the state that a start or end token has there. Neither tells anything of the text, and they are the same for all
+    adapters.
 
     Args:
         adapter: what translates.

@@ -113,7 +113,7 @@ def reversed_module(
     """
     there, first_token = module.states.sites[0], module.states.first_token
     statistics = measure_back(module.states, there, blocks)
-    back = CrossModelModule(module.source_model, module.source_tokenizer)
+    back = CrossModelModule(module.source_model, module.source_tokenizer, start_token=module.start_token)
     place, nowhere = Site(there.target, there.source), activation_cache(cfg, keep=False)
     states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
     back.bridge(module.model, module.tokenizer, states)
@@ -137,10 +137,17 @@ def require_data(module: CausalLMModule, data: Any) -> None:
     """Raise UserError unless a module that reads two models can be scored on these data."""
     if isinstance(module, TWO_MODELS):
         require_text(data)
-    if isinstance(module, CompressionModule) and module.context > data.settings.block_size - 2:
+    if isinstance(module, CompressionModule):
+        require_continuation(module.context, data)
+
+
+def require_continuation(context: int, data: Any) -> None:
+    """Raise UserError unless something of a block is left behind a context of so many tokens."""
+    if context > data.text_size - 2:
+        needed = context + 2 + data.settings.block_size - data.text_size
         raise UserError(
-            f"dataset.block_size={data.settings.block_size} leaves no continuation of a context of {module.context} "
-            f"tokens: set it to {module.context + 2} or more"
+            f"dataset.block_size={data.settings.block_size} leaves no continuation of a context of {context} tokens: "
+            f"set it to {needed} or more"
         )
 
 
@@ -148,7 +155,7 @@ def bridge_models(cfg: Mapping[str, Any], module: CrossModelModule) -> CrossMode
     """Set what the module reads, and bridges that are not fitted yet; states are computed as they are asked for."""
     source_model = load_source_model(cfg, module)
     source_tokenizer = build_source(cfg, "source").tokenizer()
-    pairing = Pairing(module.tokenizer, source_tokenizer)
+    pairing = Pairing(module.tokenizer, source_tokenizer, module.start_token)
     states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg, keep=False))
     module.bridge(source_model, source_tokenizer, states)
     module.span(configured_bridges(cfg, states))

@@ -70,6 +70,7 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
         optimizer=cfg["optimizer"],
         gradient_clip_val=cfg["trainer"].get("gradient_clip_val"),
         gradient_checkpointing=cfg["trainer"].get("gradient_checkpointing", False),
+        start_token=cfg["dataset"].get("start_token", "auto"),  # the configs of earlier versions do not have it
         seed=cfg["seed"],
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from data_modules.encoding import StartToken, start_token
 from lightning_modules.inputs import batch_rows, model_inputs, scored_labels
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
@@ -43,6 +45,7 @@ class CausalLMModule(LightningModule):
             base_batch_size.
         gradient_clip_val: largest norm of the gradients of a step; None does not clip.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
+        start_token: what stands before every text, see `data_modules.encoding.start_token`.
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
 
     Attributes:
@@ -57,12 +60,13 @@ class CausalLMModule(LightningModule):
         optimizer: Mapping[str, Any] | None = None,
         gradient_clip_val: float | None = None,
         gradient_checkpointing: bool = False,
+        start_token: StartToken = "auto",
         seed: int = 0,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds only what trained
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.start_token = model, tokenizer, start_token
         self.original = twin(model)
         self.surgery: Surgery | None = None
         self.placement: Placed | None = None
@@ -83,13 +87,18 @@ class CausalLMModule(LightningModule):
         self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
         self.documents = DocumentNLL()
 
+    @cached_property
+    def start(self) -> int | None:
+        """The token that the model is given before every text; None: none."""
+        return start_token(self.tokenizer, self.start_token)
+
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """The language model's own forward pass."""
         return self.model(input_ids=input_ids, **kwargs)
 
     def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """What the model writes after each prompt, by greedy decoding."""
-        return continue_texts(self.model, self.tokenizer, prompts, max_new_tokens)
+        return continue_texts(self.model, self.tokenizer, prompts, max_new_tokens, self.start)
 
     # Training
 

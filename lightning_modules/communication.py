@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from data_modules.encoding import encode_prompt, encode_texts
 from data_modules.facts import Question
 from data_modules.randomness import generator
 from lightning_modules.bridge import Site
@@ -46,12 +47,13 @@ def right_answers(
 
 def first_token(tokenizer: object) -> Callable[[str], int]:
     """Text -> its first token."""
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"][0]
+    return lambda text: encode_texts(tokenizer, [text])[0][0]
 
 
 def _tokens(module: CrossModelModule, text: str, begins: bool = True) -> Tensor:
-    """(length,); with the special tokens of a beginning, where it is one."""
-    return torch.tensor(module.tokenizer(text, add_special_tokens=begins)["input_ids"], device=module.model.device)
+    """(length,); with the start token, where it is a beginning."""
+    tokens = encode_prompt(module.tokenizer, text, module.start if begins else None)
+    return torch.tensor(tokens, device=module.model.device)
 
 
 def _translated(module: CrossModelModule, place: Site, context: str) -> Tensor:

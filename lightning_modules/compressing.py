@@ -32,7 +32,7 @@ def compress_models(
     """
     shared, own = split(cfg["compressor"], compressor_options)
     source_model = load_source_model(cfg, module)
-    pairing = Pairing(module.tokenizer, build_source(cfg, "source").tokenizer())
+    pairing = Pairing(module.tokenizer, build_source(cfg, "source").tokenizer(), module.start_token)
     (layer,) = resolve_layers(shared["source_layer"], shape_of(source_model.config).num_layers + 1)
     cache = activations or activation_cache(cfg, keep=False)
     identity = {**model_identity(source_model), "code": code}

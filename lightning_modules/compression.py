@@ -48,8 +48,8 @@ class SoftTokens(nn.Module):
 class CompressionModule(CausalLMModule):
     """A causal language model that continues a text of which it has read, or been told, the beginning.
 
-    A block is a context and its continuation. Only the continuation is scored, without its first token, so that every
-    form is scored on the same tokens.
+    A block is a start token, if the model has one, a context and its continuation. Only the continuation is scored,
+    without its first token, so that every form is scored on the same tokens.
 
     Attributes:
         form: what the target gets of the context: the `soft` tokens of the encoder, the `text` itself, the
@@ -75,8 +75,13 @@ class CompressionModule(CausalLMModule):
         """Encode by this from now on."""
         self.model.add_module(COMPRESSOR, soft)
 
+    @property
+    def opening(self) -> int:
+        """Tokens of a block before its continuation."""
+        return self.context + (self.start is not None)
+
     def read(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """The source's states of contexts (batch, context): (batch, longest, source width), and where there are any.
+        """The source's states, (batch, longest, source width), and where there are any, for (batch, opening) tokens.
 
         The state of a row's first token is left out where there are others: it is far from all others and tells little.
         """
@@ -89,14 +94,16 @@ class CompressionModule(CausalLMModule):
 
     def continuation_logits(self, blocks: Tensor) -> Tensor:
         """Logits at the continuation's tokens, (batch, continuation, vocabulary), for blocks (batch, length)."""
-        context, rest = blocks[:, : self.context], blocks[:, self.context :]
+        start, context, rest = blocks.tensor_split([self.opening - self.context, self.opening], dim=1)
         if self.form == "soft":
-            soft = self.model.get_submodule(COMPRESSOR)(*self.read(context))
-            embeddings = self.model.get_input_embeddings()(rest)
-            inputs = torch.cat([soft.to(embeddings.dtype), embeddings], 1)
-            return self.model(inputs_embeds=inputs, use_cache=False).logits[:, self.tokens :]
-        shown = {"text": context, "truncated": context[:, -self.tokens :], "nothing": context[:, :0]}[self.form]
-        return self.model(input_ids=torch.cat([shown, rest], 1), use_cache=False).logits[:, shown.shape[1] :]
+            soft = self.model.get_submodule(COMPRESSOR)(*self.read(blocks[:, : self.opening]))
+            before, after = (self.model.get_input_embeddings()(tokens) for tokens in (start, rest))
+            inputs = torch.cat([before, soft.to(after.dtype), after], 1)
+            logits = self.model(inputs_embeds=inputs, use_cache=False).logits
+        else:
+            shown = {"text": context, "truncated": context[:, -self.tokens :], "nothing": context[:, :0]}[self.form]
+            logits = self.model(input_ids=torch.cat([start, shown, rest], 1), use_cache=False).logits
+        return logits[:, -rest.shape[1] :]
 
     def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Raises UserError: a prompt is no context of the length that is encoded, with a beginning of what follows."""
@@ -104,7 +111,7 @@ class CompressionModule(CausalLMModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits = self.continuation_logits(batch["input_ids"])
-        rest = {key: tensor[:, self.context :] for key, tensor in batch.items()}
+        rest = {key: tensor[:, self.opening :] for key, tensor in batch.items()}
         self.score_documents(self.score(logits, rest), rest)
 
 
@@ -122,6 +129,6 @@ class CompressionTraining(SubmoduleTraining):
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The loss of the continuations of a batch of blocks, summed over their tokens."""
-        rest = batch["input_ids"][:, self.module.context :]
+        rest = batch["input_ids"][:, self.module.opening :]
         nll = token_nll(self.module.continuation_logits(batch["input_ids"]), rest)
         return Loss(nll.sum(), nll.numel())

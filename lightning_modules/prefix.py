@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.encoding import encode_prompt
 from lightning_modules.frozen import record_calls
 from lightning_modules.injection import injected, site
 
@@ -21,11 +22,11 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
     """What the target writes, by greedy decoding, after prompts that only the source has read.
 
     At the places of the prompt's tokens, the blocks from the site on get the source's translated states. The blocks
-    below see the new tokens alone, after an end token in the place of the first one, as models need some first token
-    to look at when there is nothing to look at. Places are those of the prompt in the target's tokens.
+    below see the new tokens alone, after a start or end token in the place of the first one, as models need some first
+    token to look at when there is nothing to look at. Places are those of the prompt in the target's tokens.
     """
     tokenizer = module.tokenizer
-    rows = [torch.tensor(tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]) for prompt in prompts]
+    rows = [torch.tensor(encode_prompt(tokenizer, prompt, module.start)) for prompt in prompts]
     longest = max(map(len, rows))
     width = module.model.config.get_text_config().hidden_size
     states = torch.zeros(len(rows), longest, width, device=module.model.device)

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_modules.encoding import encode_prompt
+
 
 @torch.no_grad()
-def continue_texts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """What the model writes after each prompt, by greedy decoding; all prompts in one left-padded batch."""
-    rows = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
+def continue_texts(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, start: int | None = None
+) -> list[str]:
+    """What the model writes after each prompt, by greedy decoding; all prompts in one left-padded batch.
+
+    Args:
+        start: the token that the model is given before every text; None: none.
+    """
+    rows = [encode_prompt(tokenizer, prompt, start) for prompt in prompts]
     longest, pad = max(map(len, rows)), tokenizer.eos_token_id or 0
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data_modules.block_data_module import BlockDataModule
-from lightning_modules.bridging import require_text
+from lightning_modules.bridging import require_continuation, require_text
 from lightning_modules.building import (
     BRIDGE_WEIGHTS,
     COMPRESSOR_STAGE,
@@ -38,11 +38,12 @@ CONTROLS = ("text", "truncated", "nothing")
 def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
     """Score what the target makes of continuations after a context in every form; everything goes into `record`."""
     require_text(data)
+    require_continuation(cfg["compressor"]["context"], data)
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
     keys = cfg["compressor"]
-    module.measure(data.token_bytes, data.position_groups(data.settings.block_size - keys["context"]))
     module.context, module.tokens = keys["context"], keys["tokens"]
+    module.measure(data.token_bytes, data.position_groups(data.settings.block_size - module.opening))
     identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
     for prefix, scores in score_forms(cfg, module, data, identity, ("text",))["text"].items():
         scores.record(record, f"baseline/{prefix}")
@@ -53,7 +54,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
         identity |= model_identity(module.model) | {"changes": {key: cfg[key] for key in ("replacement", "placement")}}
     forms = score_forms(cfg, module, data, identity, CONTROLS)
     compress_models(cfg, module, activation_cache(cfg), code_version())
-    contexts = torch.cat([data.blocks(split)[:, : module.context] for split in ("train", *SPLITS.values())])
+    contexts = torch.cat([data.blocks(split)[:, : module.opening] for split in ("train", *SPLITS.values())])
     module.states.reserve([module.pairing(row).tokens for row in contexts], len(contexts))
     encoder = train_encoder(cfg, module, data, record)
     save_weights(module.model.get_submodule(COMPRESSOR).state_dict(), record.folder.path / BRIDGE_WEIGHTS)
@@ -90,7 +91,7 @@ def train_encoder(
     keys, module.form = cfg["compressor"], "soft"
     some = data.train_blocks[:8].to(module.model.device)
     embeddings = module.model.get_input_embeddings()(some)
-    module.model.get_submodule(COMPRESSOR).measure(*module.read(some[:, : module.context]), embeddings)
+    module.model.get_submodule(COMPRESSOR).measure(*module.read(some[:, : module.opening]), embeddings)
     if not keys["steps"]:
         return {}
     arguments = {key: keys[key] for key in ("steps", "lr", "batch_size")}
@@ -118,9 +119,9 @@ def record_forms(
         for name, scores in named.items():
             place, (floor, ceiling) = f"{name}{prefix or 'val/'}", (forms[form][prefix] for form in ("nothing", "text"))
             record_share(record, place, scores, floor, ceiling)
-    contexts = data.validation_blocks[:1, : module.context]
-    soft = module.model.get_submodule(COMPRESSOR)(*module.read(contexts)).shape[1]
-    size = data.token_bytes[data.validation_blocks[:, : module.context]].sum(1).double().mean().item()
-    ratio = {"compression/ratio": contexts.shape[1] / soft, "compression/bytes_per_token": size / soft}
+    contexts = data.validation_blocks[:, : module.opening]
+    soft = module.model.get_submodule(COMPRESSOR)(*module.read(contexts[:1])).shape[1]
+    size = data.token_bytes[contexts].sum(1).double().mean().item()
+    ratio = {"compression/ratio": module.context / soft, "compression/bytes_per_token": size / soft}
     record.folder.record(**ratio)
     return found[""]

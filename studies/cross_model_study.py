@@ -68,9 +68,10 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     require_text(data)
     questions = ask(cfg, tokenizer)
     source_tokenizer = build_source(cfg, "source").tokenizer()
-    pairing, samples = Pairing(tokenizer, source_tokenizer), cfg["samples"]
+    pairing, samples = Pairing(tokenizer, source_tokenizer, cfg["dataset"]["start_token"]), cfg["samples"]
     # The other direction is only sampled: told early, where it cannot be.
-    back = Pairing(source_tokenizer, tokenizer) if samples["max_new_tokens"] and samples["prompts"] else None
+    sampled = samples["max_new_tokens"] and samples["prompts"]
+    back = Pairing(source_tokenizer, tokenizer, cfg["dataset"]["start_token"]) if sampled else None
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
@@ -304,8 +305,10 @@ def write_crossed_samples(
     states, samples = module.states, cfg["samples"]
     arguments = (samples["prompts"], samples["max_new_tokens"])
     conditions = {
-        "target": lambda: continue_texts(module.model, module.tokenizer, *arguments),
-        "source": lambda: continue_texts(module.source_model, module.source_tokenizer, *arguments),
+        "target": lambda: continue_texts(module.model, module.tokenizer, *arguments, states.pairing.start),
+        "source": lambda: continue_texts(
+            module.source_model, module.source_tokenizer, *arguments, states.pairing.source_start
+        ),
         "target to source, by ridge": lambda: reversed_module(cfg, module, back, data.train_blocks).continue_texts(
             *arguments
         ),

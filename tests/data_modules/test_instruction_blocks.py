@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules.blocks import Blocks
-from data_modules.instruction_blocks import IGNORED, Encoded, assemble, best_fit, encode
+from data_modules.encoding import start_token
+from data_modules.instruction_blocks import IGNORED, Encoded, assemble, best_fit
+from data_modules.instruction_blocks import encode as encode_behind
 from data_modules.instructions import Example, InstructionSettings
 
 SIZE = 24
@@ -25,9 +27,14 @@ class Characters:
         self.eos_token_id, self.before, self.after = eos_token_id, list(before), list(after)
         self.bos_token_id = before[0] if before else None
 
-    def __call__(self, texts, add_special_tokens=True, verbose=True):
+    def __call__(self, texts, add_special_tokens=True, split_special_tokens=False, verbose=True):
         before, after = (self.before, self.after) if add_special_tokens else ([], [])
         return {"input_ids": [[*before, *map(ord, text), *after] for text in texts]}
+
+
+def encode(examples, tokenizer, settings, size):
+    """Behind the start token that the tokenizer puts before a text."""
+    return encode_behind(examples, tokenizer, settings, size, start_token(tokenizer))
 
 
 def text_of(tokens):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from data_modules.encoding import encode_texts
 from data_modules.pairing import NONE, Pairing
 from data_modules.tokens import token_contents
 from registries.models.random import byte_tokenizer
@@ -72,7 +73,7 @@ def contents(tokenizer, ids) -> bytes:
 def tokens_of(tokenizer, *documents: str) -> torch.Tensor:
     ids = []
     for text in documents:
-        ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        ids += [*encode_texts(tokenizer, [text])[0], tokenizer.eos_token_id]
     return torch.tensor(ids)
 
 
@@ -126,18 +127,29 @@ def test_documents_are_read_apart_and_their_ends_paired():
     assert paired.index[2].item() == places[0] - 1  # that the document ends is not known before
 
 
-def test_the_sources_start_token_begins_every_document():
+def test_the_start_tokens_begin_the_whole_text_and_tell_nothing_of_it():
     target, source = TOKENIZERS["tiny_phi"], TOKENIZERS["sentencepiece"]
     paired = Pairing(target, source)(tokens_of(target, "the", "fox"))
     starts = (paired.tokens == source.bos_token_id).nonzero()[:, 0]
-    assert len(starts) == 2 and starts[0] == 0
-    assert not set(starts.tolist()) & set(paired.index.tolist())  # it tells nothing of the text
+    assert starts.tolist() == [0]
+    assert 0 not in paired.index.tolist()
 
 
-def test_a_token_that_nothing_precedes_is_not_paired_with_the_document_before():
-    target, source = TOKENIZERS["bytes"], TOKENIZERS["sentencepiece"]
-    paired = Pairing(target, source)(tokens_of(target, "fox", "the"))
-    assert paired.index[4].item() == NONE  # the t of "the", which the source reads as one token
+def test_a_target_behind_its_start_token_is_paired_as_without():
+    target, source = TOKENIZERS["sentencepiece"], TOKENIZERS["tiny_phi"]
+    tokens = torch.tensor(encode_texts(target, ["the fox"])[0])
+    without = Pairing(target, source)(tokens)
+    paired = Pairing(target, source)(torch.cat([torch.tensor([target.bos_token_id]), tokens]))
+    assert paired.tokens.equal(without.tokens)
+    assert paired.index.tolist() == [NONE, *without.index.tolist()]
+    assert paired.back.tolist() == [place + 1 if place != NONE else NONE for place in without.back.tolist()]
+
+
+def test_no_start_token_where_none_is_asked_for():
+    target, source = TOKENIZERS["tiny_phi"], TOKENIZERS["sentencepiece"]
+    pairing = Pairing(target, source, start=False)
+    assert source.bos_token_id not in pairing(tokens_of(target, "the")).tokens
+    assert pairing.opening == target.eos_token_id
 
 
 def test_a_tokenizer_that_changes_the_text_is_paired_by_characters():

@@ -30,11 +30,17 @@ def entries(folder: Path) -> list[Path]:
 
 
 def test_documents_each_followed_by_one_end_token(tokenizer, tmp_path):
-    result = tokenize([*DOCUMENTS, Document("d", "ends<|endoftext|>")], tokenizer, tmp_path)
-    text = "".join(f"{document.text}<|endoftext|>" for document in DOCUMENTS) + "ends<|endoftext|>"
-    assert tokenizer.decode(result.ids) == text
+    result = tokenize(DOCUMENTS, tokenizer, tmp_path)
+    assert tokenizer.decode(result.ids) == "".join(f"{document.text}<|endoftext|>" for document in DOCUMENTS)
     assert result.ids.dtype == torch.int32
     assert (result.ids[result.starts[1:] - 1] == tokenizer.eos_token_id).all()
+
+
+def test_a_special_token_that_a_document_writes_out_is_text(tokenizer, tmp_path):
+    text = "It writes <|endoftext|> after each document."
+    result = tokenize([Document("d", text)], tokenizer, tmp_path)
+    assert (result.ids == tokenizer.eos_token_id).nonzero().tolist() == [[len(result.ids) - 1]]
+    assert token_bytes(tokenizer)[result.ids].sum() == len(text)
 
 
 def test_documents_in_another_order(tokenizer, tmp_path):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from data_modules.activations import ActivationCache
+from data_modules.encoding import encode_prompt
 from data_modules.facts import make_questions
+from lightning_modules import communication
 from lightning_modules.bridge import Site
 from lightning_modules.communication import CONDITIONS, first_token, right_answers
 from tests.lightning_modules.test_cross_model import WORDS, crossing
@@ -55,19 +57,13 @@ def test_noise_is_the_same_every_time(module, questions, monkeypatch):
 
 
 def test_only_a_beginning_begins(module, questions, monkeypatch):
-    """The special tokens of a beginning stand before the context, and before a question alone."""
+    """The start token stands before the context, and before a question alone."""
     read = []
-    real = module.tokenizer.__class__.__call__
-
-    def call(tokenizer, text, *args, **kwargs):
-        read.append((text, kwargs.get("add_special_tokens", True)))
-        return real(tokenizer, text, *args, **kwargs)
-
-    monkeypatch.setattr(module.tokenizer.__class__, "__call__", call)
+    monkeypatch.setattr(communication, "encode_prompt", lambda *given: read.append(given[1:]) or encode_prompt(*given))
+    module.start = 7  # a token of the vocabulary
     first = questions[:1]
     for condition, begins in (("nothing", True), ("text", False), ("states", False)):
         read.clear()
         list(right_answers(module, first, Site(0, 0), condition))
-        assert (first[0].question, begins) in read
-        assert (first[0].question, not begins) not in read
-        assert condition == "nothing" or (first[0].context, True) in read
+        assert (first[0].question, 7 if begins else None) in read
+        assert condition == "nothing" or (first[0].context, 7) in read

@@ -16,7 +16,6 @@ from lightning_modules.building import activation_cache, read_weights, resolve_d
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import BRIDGES, TWO_MODELS, CrossModelModule
-from lightning_modules.frozen import model_identity
 from lightning_modules.options import adapter_arguments, build_source, resolve_sites
 from registries import ADAPTERS, UserError
 from registries.architectures import shape_of
@@ -37,26 +36,17 @@ def paired_states(
     source_model: nn.Module,
     pairing: Pairing,
     activations: ActivationCache,
-    code: str = "",
+    accounts: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
 ) -> PairedStates:
     """The states of the source and of the module's model, as it is now, at the sites of the config.
 
     Args:
-        code: the version of this code, which cached states depend on.
+        accounts: what the numbers of the source and of the target depend on, by which their states are kept.
     """
     shapes = [shape_of(model.config) for model in (source_model, module.model)]
     sites = [Site(*pair) for pair in resolve_sites(cfg, *(shape.num_layers for shape in shapes))]
-    changes = {key: cfg[key] for key in ("replacement", "placement")}
-    return PairedStates(
-        pairing,
-        source_model,
-        module.model,
-        sites,
-        activations,
-        {**model_identity(source_model), "code": code},
-        {**model_identity(module.model), "code": code, "changes": changes},
-        cfg["adapter"]["first_token"],
-    )
+    first_token = cfg["adapter"]["first_token"]
+    return PairedStates(pairing, source_model, module.model, sites, activations, *accounts, first_token)
 
 
 def build_bridges(

@@ -193,15 +193,21 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     return module
 
 
-def workspace(module: CausalLMModule, cfg: Mapping[str, Any], **of_run: Any) -> Workspace:
-    """What the stages of a config share; `of_run` are the fields of `Workspace` that a run adds."""
+def workspace(module: CausalLMModule, cfg: Mapping[str, Any], code: str = "", **of_run: Any) -> Workspace:
+    """What the stages of a config share.
+
+    Args:
+        code: the version of the code that changes the model.
+        of_run: the fields of `Workspace` that a run adds.
+    """
+    changes = {key: cfg[key] for key in ("replacement", "placement")}
     return Workspace(
         original=module.original,
         tokenizer=module.tokenizer,
         surgery=module.surgery,
         placement=module.placement,
         activations=activation_cache(cfg),
-        changes={key: cfg[key] for key in ("replacement", "placement")} | {"recovery": recovery_plan(cfg)},
+        changes={**changes, "recovery": list(recovery_plan(cfg).items()), "code": code},
         batch_size=cfg["dataset"]["batch_size"],
         loss_chunk_size=cfg["trainer"]["loss_chunk_size"],
         **of_run,

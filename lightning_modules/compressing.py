@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_modules.activations import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.bridging import load_into, load_source_model
 from lightning_modules.building import activation_cache
 from lightning_modules.compression import COMPRESSOR, CompressionModule, SoftTokens
-from lightning_modules.frozen import FrozenStates, model_identity
+from lightning_modules.frozen import FrozenStates
 from lightning_modules.injection import site
 from lightning_modules.options import build_source, compressor_options, split
 from registries import COMPRESSORS
@@ -22,20 +23,24 @@ from registries.layers import resolve_layers
 
 
 def compress_models(
-    cfg: Mapping[str, Any], module: CompressionModule, activations: ActivationCache | None = None, code: str = ""
+    cfg: Mapping[str, Any],
+    module: CompressionModule,
+    activations: ActivationCache | None = None,
+    account: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None,
 ) -> CompressionModule:
     """Set what the module reads, with an encoder that is not trained yet.
 
     Args:
         activations: keeps the source's states; None computes them as they are asked for.
-        code: the version of this code, which cached states depend on.
+        account: (source model, its tokenizer) -> what the source's numbers depend on, by which its states are kept.
     """
     shared, own = split(cfg["compressor"], compressor_options)
     source_model = load_source_model(cfg, module)
-    pairing = Pairing(module.tokenizer, build_source(cfg, "source").tokenizer(), module.start_token)
+    source_tokenizer = build_source(cfg, "source").tokenizer()
+    pairing = Pairing(module.tokenizer, source_tokenizer, module.start_token)
     (layer,) = resolve_layers(shared["source_layer"], shape_of(source_model.config).num_layers + 1)
     cache = activations or activation_cache(cfg, keep=False)
-    identity = {**model_identity(source_model), "code": code}
+    identity = account(source_model, source_tokenizer) if account else {}
     states = FrozenStates(source_model, {str(layer): site(source_model, layer)}, cache, identity)
     module.compress(states, pairing, shared["context"], shared["tokens"])
     models = source_model, module.model

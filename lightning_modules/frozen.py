@@ -85,10 +85,23 @@ def _states_of(output: Any) -> Tensor:
 
 
 def model_identity(model: nn.Module) -> dict[str, str]:
-    """What a model's activations depend on beside the tokens: its weights and its config."""
+    """What a model's activations depend on beside the tokens: its weights (with what else it keeps) and its config."""
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}  # not its path
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-    return {"weights": tensors_sha256(dict(model.named_parameters())), "config": digest}
+    parameters = dict(model.named_parameters())
+    shared = {parameter.data_ptr() for parameter in parameters.values()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in shared}
+    return {"weights": tensors_sha256(parameters | kept), "config": digest}
+
+
+@contextmanager
+def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
+    """Within this context, computing is done as `trainer.precision` says, whoever asks for it; None: as it is."""
+    if precision is None:
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        yield
 
 
 class Calls:
@@ -121,7 +134,8 @@ class FrozenStates:
         model: a causal LM in evaluation mode, of which nothing that these states depend on changes.
         wanted: name -> (module name, which side of it).
         cache: where they are kept.
-        identity: what the states depend on beside the module and the tokens: weights, dtype, code.
+        identity: what the states depend on beside the module and the tokens: weights, dtype, code, and `precision`, in
+            which they are then computed, within a trainer or not.
         within: the context for a row in which the model runs on it, if states that it starts from are known.
     """
 
@@ -134,6 +148,7 @@ class FrozenStates:
         within: Callable[[Tensor], AbstractContextManager] = nullcontext,
     ):
         self.model, self.wanted, self.cache, self.within = model, dict(wanted), cache, within
+        self.precision = identity.get("precision")
         self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
 
     def reserve(self, rows: Sequence[Tensor] | Tensor, visits: int) -> bool:
@@ -148,7 +163,7 @@ class FrozenStates:
         return {name: found[where] for name, where in self.places.items()}
 
     def _compute(self, row: Tensor) -> dict[str, Tensor]:
-        with self.within(row):
+        with self.within(row), in_precision(self.precision, row.device):
             calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
         return {self.places[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from registries.registry import UserError
 
 
+def plugin_names() -> list[str]:
+    """The modules of installed packages that bring components: the entry-point group `graftlab.components`."""
+    return [point.module for point in entry_points(group="graftlab.components")]
+
+
 def import_plugins(modules: Sequence[str]) -> list[Path]:
     """Import what the entry-point group `graftlab.components` names, then the given modules.
 
@@ -19,9 +24,8 @@ def import_plugins(modules: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a module cannot be imported.
     """
-    names = [point.module for point in entry_points(group="graftlab.components")]
     folders = []
-    for name in [*names, *modules]:
+    for name in [*plugin_names(), *modules]:
         try:
             module = import_module(name)
         except ImportError as error:

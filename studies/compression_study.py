@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ from lightning_modules.building import (
 )
 from lightning_modules.compressing import compress_models
 from lightning_modules.compression import COMPRESSOR, CompressionModule, CompressionTraining
-from lightning_modules.frozen import model_identity
 from studies.display import say, show_compression
-from studies.fingerprint import code_version
+from studies.fingerprint import model_account
 from studies.recording import Record
 from studies.replacement_study import (
     operate_and_check,
@@ -30,7 +30,7 @@ from studies.replacement_study import (
     save_weights,
     train_stage,
 )
-from studies.scores import SPLITS, Scores, cached_scores, record_share, score
+from studies.scores import SPLITS, Scores, cached_scores, record_share, score, scoring
 
 CONTROLS = ("text", "truncated", "nothing")
 
@@ -44,16 +44,16 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     keys = cfg["compressor"]
     module.context, module.tokens = keys["context"], keys["tokens"]
     module.measure(data.token_bytes, data.position_groups(data.settings.block_size - module.opening))
-    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    identity = model_account(module.original, tokenizer, cfg)
     for prefix, scores in score_forms(cfg, module, data, identity, ("text",))["text"].items():
         scores.record(record, f"baseline/{prefix}")
         record.folder.result["baseline"] |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
     operate_and_check(cfg, module, data, record)
     stages, trained = recover(cfg, module, data, record, identity)
     if trained or module.surgery or module.placement:
-        identity |= model_identity(module.model) | {"changes": {key: cfg[key] for key in ("replacement", "placement")}}
+        identity = model_account(module.model, tokenizer, cfg, changed=True)
     forms = score_forms(cfg, module, data, identity, CONTROLS)
-    compress_models(cfg, module, activation_cache(cfg), code_version())
+    compress_models(cfg, module, activation_cache(cfg), partial(model_account, cfg=cfg))
     contexts = torch.cat([data.blocks(split)[:, : module.opening] for split in ("train", *SPLITS.values())])
     module.states.reserve([module.pairing(row).tokens for row in contexts], len(contexts))
     encoder = train_encoder(cfg, module, data, record)
@@ -77,7 +77,7 @@ def score_forms(
         module.form, found[form] = form, {}
         for prefix, split in SPLITS.items():
             shown = module.tokens if form == "truncated" else None
-            key = ["continuation", form, identity, module.context, shown, data.sha256(split)]
+            key = ["continuation", form, identity, module.context, shown, scoring(module, data, split)]
             say(f"scoring continuations on {split} after {form}")
             compute = lambda split=split: score(cfg, module, data, split)  # noqa: E731
             found[form][prefix] = cached_scores(cfg["cache_dir"], key, compute)

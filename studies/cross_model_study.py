@@ -38,15 +38,16 @@ from lightning_modules.building import (
 )
 from lightning_modules.communication import CONDITIONS, first_token, right_answers
 from lightning_modules.cross_model import BRIDGES, CrossModelModule
-from lightning_modules.frozen import model_identity
+from lightning_modules.frozen import in_precision
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.options import adapter_arguments, build_source
 from lightning_modules.processes import from_first
 from lightning_modules.samples import continue_texts
 from lightning_modules.similarity import similarity
+from studies.code import run_code
 from studies.comparison import CONFIDENCE
 from studies.display import say, show_crossing
-from studies.fingerprint import code_version
+from studies.fingerprint import model_account
 from studies.recording import Record
 from studies.replacement_study import (
     operate_and_check,
@@ -58,7 +59,7 @@ from studies.replacement_study import (
     train_stage,
     write_samples,
 )
-from studies.scores import SPLITS, Scores, cached, cached_scores, record_share, score
+from studies.scores import SPLITS, Scores, cached, cached_scores, record_share, score, scoring
 
 CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "ridge")
 
@@ -76,17 +77,22 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
     source_model = load_source_model(cfg, module)
-    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    identity = model_account(module.original, tokenizer, cfg)
     own = score_baseline(cfg, module, data, record, identity)
     operate_and_check(cfg, module, data, record)
     stages, trained = recover(cfg, module, data, record, identity)
-    if module.surgery or module.placement or trained:
+    changed = bool(module.surgery or module.placement or trained)
+    if changed:
         say("scoring the target by itself")
         own = {"": score(cfg, module, data, "validation"), "test/": score(cfg, module, data, "test")}
     for prefix, scores in own.items():
         scores.record(record, f"target/{prefix}")
 
-    states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg), code_version())
+    accounts = (
+        model_account(source_model, source_tokenizer, cfg),
+        model_account(module.model, tokenizer, cfg, changed) if changed else identity,
+    )
+    states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg), accounts)
     module.bridge(source_model, source_tokenizer, states)
     for split in ("train", *SPLITS.values()):
         states.reserve(data.blocks(split), scored=split != "train")
@@ -94,7 +100,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     start = time.perf_counter()
     measured = from_first(lambda: measure(states, data.train_blocks))
     record.folder.record(**{"time/read_s": time.perf_counter() - start})
-    record_source(cfg, module, data, record)
+    record_source(cfg, module, data, record, accounts[0])
     floor = score_controls(cfg, module, data, record, own, measured)
 
     bridges = configured_bridges(cfg, states)
@@ -114,21 +120,27 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     plot_curves(record, [*stages, *([ADAPTER_STAGE] if adapted else [])])
 
 
-def record_source(cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record) -> None:
-    """The source by itself on the same text, as `source/...`: its loss per token of its own, and its bits per byte."""
-    sizes, identity = token_bytes(module.source_tokenizer), model_identity(module.source_model)
+def record_source(
+    cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record, account: Mapping[str, Any]
+) -> None:
+    """The source by itself on the same text, as `source/...`: its loss per token of its own, and its bits per byte.
+
+    Args:
+        account: what its numbers depend on.
+    """
+    sizes = token_bytes(module.source_tokenizer)
     for prefix, split in SPLITS.items():
         rows = [module.states.paired(block).tokens for block in data.blocks(split)]
 
         def compute(rows: Sequence[torch.Tensor] = rows) -> dict[str, float]:
             metric = TokenNLL(sizes)
-            with torch.no_grad():
+            with torch.no_grad(), in_precision(cfg["trainer"]["precision"], module.source_model.device):
                 for row in rows:
                     tokens = row[None].to(module.source_model.device)
                     metric.update(module.source_model(input_ids=tokens, use_cache=False).logits, tokens)
             return metric.compute()
 
-        key = ["source", identity, tensors_sha256({str(index): row for index, row in enumerate(rows)})]
+        key = ["source", account, tensors_sha256({str(index): row for index, row in enumerate(rows)})]
         found = cached(cfg["cache_dir"], key, compute)
         record.folder.record(**{f"source/{prefix}{name}": value for name, value in found.items()})
 
@@ -151,6 +163,7 @@ def score_controls(
     """
     states, floor = module.states, {}
     pair = [states.source.places, states.target.places, data.sha256("train"), cfg["adapter"]["shared"]]
+    pair += [run_code(cfg), states.pairing.start, states.pairing.source_start]
     widths = {model.config.get_text_config().hidden_size for model in (module.source_model, module.model)}
     for name in CONTROLS:
         if name == "identity" and len(widths) > 1:
@@ -158,6 +171,9 @@ def score_controls(
         bridges = None
         for prefix, split in SPLITS.items():
             if split == "test" and name != "mean":
+                continue
+            if name == "shuffled" and not tells_apart(data.blocks(split)):
+                say("the control shuffled is left out: it needs blocks of text that are not the same (dataset.val_size)")
                 continue
 
             def compute(split: str = split, name: str = name) -> Scores:
@@ -174,12 +190,17 @@ def score_controls(
                 return scores
 
             drawn = [cfg["seed"]] if name == "random_orthogonal" else []
-            key = ["crossing", name, *pair, data.sha256(split), cfg["adapter"]["first_token"], *drawn]
+            key = ["crossing", name, *pair, scoring(module, data, split), cfg["adapter"]["first_token"], *drawn]
             scores = cached_scores(cfg["cache_dir"], key, compute)
             if name == "mean":
                 floor[prefix] = scores
             record_share(record, f"control/{name}/{prefix or 'val/'}", scores, floor[prefix], own[prefix])
     return floor
+
+
+def tells_apart(blocks: torch.Tensor) -> bool:
+    """Whether the next one of every block (blocks, length) is another text, so that its states are the wrong ones."""
+    return not (blocks == blocks.roll(-1, 0)).all(1).any()
 
 
 def similarities(module: CrossModelModule, data: BlockDataModule, split: str = "validation") -> dict[str, float]:
@@ -280,6 +301,9 @@ def record_communication(
     if not count:
         return
     for condition in CONDITIONS:
+        if condition == "shuffled" and count == 1:
+            say("one question has no other one whose context is the wrong one: the condition shuffled is left out")
+            continue
         read = condition in ("text", "nothing")  # by the target itself: the same for all sites
         for place in module.states.sites[: 1 if read else None]:
             say(f"asking {count} questions after {condition}" + ("" if read else f", block {place.target}"))
@@ -313,7 +337,8 @@ def write_crossed_samples(
             *arguments
         ),
     }
-    places = [states.source.places, states.target.places, states.first_token, data.sha256("train")]
+    places = [states.source.places, states.target.places, states.first_token, data.sha256("train"), run_code(cfg)]
+    places += [states.pairing.start, states.pairing.source_start]
     for condition, texts in conditions.items():  # none of which depends on the adapter
         found = cached(
             cfg["cache_dir"], ["texts", condition, places, arguments], lambda texts=texts: {"texts": texts()}

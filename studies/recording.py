@@ -69,7 +69,7 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         config=cfg,
         fingerprint=mark,
         dataset=dict(dataset),
-        versions=versions(),
+        versions=versions(cfg),
         mlflow_run_id=None,
     )
     write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))

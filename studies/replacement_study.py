@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from data_modules.block_data_module import BlockDataModule
 from lightning_modules.building import ADAPTER_FOLDER, TRAINED_WEIGHTS, load_language_model, operate, workspace
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.frozen import model_identity
 from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
 from lightning_modules.preflight import check, exact_logits, require
@@ -26,14 +25,15 @@ from lightning_modules.stages import Stage
 from lightning_modules.surgery import bias_range
 from lightning_modules.training import fit
 from registries.registry import UserError
+from studies.code import run_code
 from studies.curves import read_curves
 from studies.display import say, show_parameters
 from studies.figures import plot_losses
-from studies.fingerprint import code_version
+from studies.fingerprint import model_account
 from studies.placements import record_placement
 from studies.recording import Record
 from studies.run_folder import write_text
-from studies.scores import SPLITS, Scores, cached, cached_scores, score
+from studies.scores import SPLITS, Scores, cached, cached_scores, score, scoring
 
 
 def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
@@ -41,7 +41,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     say("loading the model")
     module = load_language_model(cfg, source, tokenizer)
     module.measure(data.token_bytes, data.position_groups())
-    identity = {**model_identity(module.original), "precision": cfg["trainer"]["precision"], "code": code_version()}
+    identity = model_account(module.original, tokenizer, cfg)
     baselines = score_baseline(cfg, module, data, record, identity)
     sample_baseline(cfg, module, data, record, identity)
     operate_and_check(cfg, module, data, record)
@@ -61,8 +61,7 @@ def score_baseline(
     """The scores of the untouched model on validation and test; from the cache where they are known."""
     baselines = {}
     for prefix, split in SPLITS.items():
-        blocks = data.sha256(split)
-        key = ["score", identity, blocks, data.settings.batch_size, sorted(module.position_groups)]
+        key = ["score", identity, scoring(module, data, split)]
 
         def compute(split: str = split) -> Scores:
             say(f"scoring the untouched model on {split}")
@@ -83,7 +82,7 @@ def sample_baseline(
     samples = cfg["samples"]
     if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
-        key = ["samples", identity, samples, model_prompts(cfg, data)]
+        key = ["samples", identity, samples, model_prompts(cfg, data), module.start]
         texts = cached(cfg["cache_dir"], key, lambda: {"texts": continue_prompts(cfg, module, data)})
         write_samples(cfg, record, "before", texts["texts"])
 
@@ -125,7 +124,7 @@ def recover(
         The names of the stages, and name -> parameter of what was trained.
     """
     rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
-    stages = build_stages(cfg, workspace(module, cfg, identity=identity, **rows))
+    stages = build_stages(cfg, workspace(module, cfg, run_code(cfg), identity=identity, **rows))
     trained: set[int] = set()
     for name, stage in stages.items():
         trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from lightning_modules.processes import from_first
 from lightning_modules.training import evaluate
 from registries.registry import UserError
 from studies.comparison import share_of_gap
-from studies.fingerprint import code_version
 from studies.recording import Record
 from studies.run_folder import write_text
+
+log = logging.getLogger(__name__)
 
 DOCUMENTS = "documents.json"
 SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
@@ -83,24 +85,43 @@ def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:
         raise UserError(f"{folder} has no scores by document under {prefix!r}: run the study again") from error
 
 
+def scoring(module: CausalLMModule, data: BlockDataModule, split: str) -> list[Any]:
+    """What a score depends on beside the model: the blocks, how many pass at once, and what is reported apart."""
+    groups = {name: [part.start, part.stop] for name, part in module.position_groups.items()}
+    return [data.sha256(split), data.settings.batch_size, groups]
+
+
 def cached_scores(cache_dir: str, key: list[Any], compute: Callable[[], Scores]) -> Scores:
     """The scores for this key, computed once."""
     return Scores(**cached(cache_dir, key, lambda: asdict(compute())))
 
 
 def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` gave for this key and this code. A damaged entry is computed anew."""
-    digest = hashlib.sha256(json.dumps([*key, code_version()], sort_keys=True).encode()).hexdigest()[:24]
+    """What `compute` gave for this key, which holds everything that it depends on. A damaged entry is computed anew."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return from_first(lambda: _read_or_compute(Path(cache_dir).expanduser() / "scores" / f"{digest}.json", compute))
 
 
 def _read_or_compute(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if file.is_file():
-        try:
-            return json.loads(file.read_text())
-        except ValueError:
-            print(f"the cached score {file} is damaged: it is computed anew")
+        value = _undamaged(file)
+        if value is not None:
+            return value
+        log.warning("computing the damaged score %s anew", file)
     value = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(value))
+    write_text(file, json.dumps({"value": value, "sha256": _sha256(value)}))
     return value
+
+
+def _undamaged(file: Path) -> dict[str, Any] | None:
+    """The content of an entry; None where it is not what was written."""
+    try:
+        entry = json.loads(file.read_bytes())
+        return entry["value"] if entry["sha256"] == _sha256(entry["value"]) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

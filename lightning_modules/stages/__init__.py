@@ -28,7 +28,7 @@ class Workspace:
         surgery: what was done to the model; None: nothing.
         activations: the cache of what frozen layers compute.
         identity: what the activations of the untouched model depend on beside layer and tokens.
-        changes: the surgery and the recovery of this run, as plain data.
+        changes: the surgery and the recovery of this run, as plain data, with the version of their code.
         placement: LoRA that was placed in the model; None: none.
         train_blocks: (blocks, length) tokens; None where nothing will be trained.
         train_positions: (blocks, length) of the tokens in their examples, where these are kept apart.

@@ -14,6 +14,10 @@ class ModelSource(Protocol):
         """The content of its `config.json`, read without weights and without transformers; None if it is not here."""
         ...
 
+    def identity(self) -> str:
+        """What tells its weights and its tokenizer from others, by their content; read without loading them."""
+        ...
+
     def tokenizer(self) -> Any:
         """The tokenizer, a `PreTrainedTokenizerBase`."""
         ...

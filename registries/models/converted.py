@@ -42,6 +42,9 @@ class ConvertedModel:
     def config(self) -> dict[str, Any]:
         return json.loads((CONFIGS / f"{self.name}.json").read_text())
 
+    def identity(self) -> str:
+        return self.wheel.digest()
+
     def tokenizer(self) -> Any:
         return PretrainedModel(str(self._folder())).tokenizer()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from registries import MODELS
+from registries.models.content import folder_sha256
 from registries.registry import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -60,6 +61,16 @@ class PretrainedModel:
             names = {hub_id: name for name, hub_id in HUB_IDS.items()}
             file = Path(cached) if isinstance(cached, str) else CONFIGS / f"{names.get(self.path)}.json"
         return json.loads(file.read_text()) if file.is_file() else None
+
+    def identity(self) -> str:
+        if _is_local(self.path):
+            return folder_sha256(Path(self.path))
+        from huggingface_hub import try_to_load_from_cache
+
+        names = ("config.json", "tokenizer_config.json", "tokenizer.json")
+        known = (try_to_load_from_cache(self.path, name, revision=self.revision) for name in names)
+        commit = next((Path(file).parent.name for file in known if isinstance(file, str)), self.revision)
+        return f"{self.path}@{commit}"
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer

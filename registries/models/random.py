@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from registries import MODELS
+from registries.models.content import folder_sha256
 from registries.registry import UserError
 
 Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
@@ -101,6 +102,10 @@ class RandomModel:
 
     def config(self) -> dict[str, Any]:
         return {"model_type": self._model_type, **self.dimensions}
+
+    def identity(self) -> str:
+        """The weights follow from the config and the seed."""
+        return "" if self.tokenizer_path is None else folder_sha256(Path(self.tokenizer_path).expanduser())
 
     def tokenizer(self) -> Any:
         if self.tokenizer_path is None:

@@ -173,7 +173,9 @@ def score_controls(
             if split == "test" and name != "mean":
                 continue
             if name == "shuffled" and not tells_apart(data.blocks(split)):
-                say("the control shuffled is left out: it needs blocks of text that are not the same (dataset.val_size)")
+                say(
+                    "the control shuffled is left out: it needs blocks of text that are not the same (dataset.val_size)"
+                )
                 continue
 
             def compute(split: str = split, name: str = name) -> Scores:

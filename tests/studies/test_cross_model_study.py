@@ -395,3 +395,12 @@ def test_a_component_of_a_plugin_needs_no_yaml(command, small, tmp_path):
         torch.tensor(result_of(next((tmp_path / "outputs" / "runs").iterdir()))["config"]["adapter"]["factor"]) == 0.25
     )
     assert plain(train.compose(small("adapter=linear")))["source"]["name"] == "tiny_phi"
+
+
+def test_no_other_text_is_no_control(run, capsys):
+    """With one block of text, and one question, the next one is the same one."""
+    metrics = metrics_of(run(*PAIR, "dataset.val_size=1", "communication.questions=1"))
+    assert not [name for name in metrics if "shuffled" in name]
+    assert "control/mean/val/loss" in metrics and "communication/states/accuracy" in metrics
+    told = capsys.readouterr().out
+    assert "the control shuffled is left out" in told and "the condition shuffled is left out" in told

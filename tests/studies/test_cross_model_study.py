@@ -399,7 +399,8 @@ def test_a_component_of_a_plugin_needs_no_yaml(command, small, tmp_path):
 
 def test_no_other_text_is_no_control(run, capsys):
     """With one block of text, and one question, the next one is the same one."""
-    metrics = metrics_of(run(*PAIR, "dataset.val_size=1", "communication.questions=1"))
+    own = ["model=tiny_phi", "model@source=tiny_phi", "dataset.val_size=1", "communication.questions=1"]
+    metrics = metrics_of(run("adapter=ridge", "dataset.train_size=6", *own))
     assert not [name for name in metrics if "shuffled" in name]
     assert "control/mean/val/loss" in metrics and "communication/states/accuracy" in metrics
     told = capsys.readouterr().out

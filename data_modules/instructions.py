@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from data_modules.conversations import ABSENT, Place, look_up
+from data_modules.tables import as_text, columns_of, first_few
 from registries.registry import UserError, nearest
 
 LossOn = Literal["response", "all"]
 TooLong = Literal["drop", "prompt", "response"]
 
-# The usual names of the columns, best first; a dot goes into a nested value. `read_examples` looks at every row.
+# The usual names of the columns, best first; `look_up` says what a dot does. A record has the first that is filled.
 COLUMNS = {
-    "instruction": ("instruction", "question", "query"),
+    "instruction": ("instruction", "question", "query", "prompt.user", "messages.user", "conversations.user"),
     "input": ("input", "context", "instances.0.input"),
-    "response": ("output", "response", "answer", "completion", "instances.0.output"),
+    "response": (
+        "output",
+        "response",
+        "answer",
+        "completion.assistant",
+        "completion",
+        "instances.0.output",
+        "messages.assistant",
+        "conversations.assistant",
+    ),
+    "system": ("system", "system_prompt", "prompt.system", "messages.system", "conversations.system"),
 }
+OPTIONAL = ("input", "system")  # a table may be without them
+SPEAKERS = {"instruction": "user", "response": "assistant"}  # whose turn a field may be
 COMPLETE = "prompt"  # a column of this name holds whole prompts, which no template is put around
+
+ESCAPE = re.compile(r"\\([ntr\\])")
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,18 @@ class Template:
         """The prompt of a record; a field that it does not have is empty."""
         chosen = self.prompt_with_input if fields.get("input", "").strip() else self.prompt
         return chosen.format_map(defaultdict(str, fields))
+
+    def names(self, field: str) -> bool:
+        """Whether one of the two texts asks for a field."""
+        return f"{{{field}" in self.prompt or f"{{{field}" in self.prompt_with_input
+
+
+def read_template(prompt: str, prompt_with_input: str) -> Template:
+    r"""A template as it is typed: \n, \t, \r and \\ are a line end, a tab, a carriage return and a backslash.
+
+    In YAML they are so within double quotes; on a command line nothing else turns them into these characters.
+    """
+    return Template(*(ESCAPE.sub(lambda match: ESCAPED[match[1]], text) for text in (prompt, prompt_with_input)))
 
 
 @dataclass(frozen=True)
@@ -118,78 +148,127 @@ def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
     return errors
 
 
+class Reading(NamedTuple):
+    """What the records of a table gave.
+
+    Attributes:
+        examples: of the records that have a response.
+        counts: how many examples have `whole prompts`, `no instruction`, `no input`, `further turns` that are not
+            read, a `system text` that no template names; how many records were left out as they have `no response`, or
+            a `strange turn` where the user's or the assistant's was named.
+    """
+
+    examples: list[Example]
+    counts: Counter
+
+
 def read_examples(
     rows: Sequence[Mapping[str, Any]], label: str, fields: Mapping[str, str] | None, template: Template
-) -> tuple[list[Example], int, bool]:
-    """The examples of the rows of a table, how many rows had no response, and whether prompts were whole.
+) -> Reading:
+    """The examples of the rows of a table.
+
+    Each record is read by itself, since a table may be put together from several: of the usual columns of a field, it
+    has the first that is filled, and where it has no instruction but a whole prompt, that is its prompt.
 
     Args:
         fields: field -> column, where that is not one of the usual names (`COLUMNS`).
 
     Raises:
-        UserError: a column is not there.
+        UserError: a column is in no row, or holds something else than text.
     """
     if not rows:
-        return [], 0, False
-    places = _columns(max(rows, key=_filled), fields or {}, label)
-    examples = []
+        return Reading([], Counter())
+    reading, errors = Reading([], Counter()), []
+    columns = _columns(rows, fields or {}, label)
+    unread = () if template.names("system") else ("system",)
     for index, row in enumerate(rows):
-        values = {field: _text(row, column, f"{label}:{index}") for field, column in places.items()}
-        response = values.pop("response")
-        if response.strip():
-            prompt = values[COMPLETE] if COMPLETE in places else template(**values)
-            examples.append(Example(f"{label}:{index}", prompt, response))
-    return examples, len(rows) - len(examples), COMPLETE in places
+        places = {field: _first_filled(row, names) for field, names in columns.items()}
+        if not _is_whole(places, fields or {}):
+            places.pop(COMPLETE, None)
+        try:
+            values = {field: _text(places[field], f"{label}:{index}") for field in places if field not in unread}
+        except UserError as error:
+            errors.append(f"{error}. Write it as text, or name another column: dataset.fields.<field>=<column>")
+            continue
+        reason = _unusable(places)
+        if reason is None:
+            reading.examples.append(_example(f"{label}:{index}", values, template))
+        reading.counts.update([reason] if reason else _oddities(places, "system" in unread))
+    if errors:
+        raise UserError(first_few(errors))
+    return reading
 
 
-def _filled(row: Mapping[str, Any]) -> int:
-    """How many of a row's columns hold something: the fullest row tells best what columns there are."""
-    return sum(1 for value in row.values() if value)
+def _is_filled(places: Mapping[str, Place], field: str) -> bool:
+    return field in places and places[field].filled
 
 
-def _columns(row: Mapping[str, Any], fields: Mapping[str, str], label: str) -> dict[str, str]:
-    """Field -> column of a table, from one of its rows."""
-    places, missing = {}, []
-    has_instruction = "instruction" in fields or any(
-        _value(row, each) is not _ABSENT for each in COLUMNS["instruction"]
-    )
-    if COMPLETE in fields or (COMPLETE in row and not has_instruction):
-        wanted = {COMPLETE: (COMPLETE,), "response": COLUMNS["response"]}
-    else:
-        wanted = dict(COLUMNS)
-    for field, column in fields.items():
-        wanted[field] = (column,)
-    for field, columns in wanted.items():
-        found = next((column for column in columns if _value(row, column) is not _ABSENT), None)
-        if found is not None:
-            places[field] = found
-        elif field != "input" or field in fields:
-            missing.append(
-                f"{label} has no column for the {field} (looked for {', '.join(columns)}); it has "
-                f"{', '.join(map(str, row))}. Name it: dataset.fields.{field}=<column>"
-            )
+def _is_whole(places: Mapping[str, Place], fields: Mapping[str, str]) -> bool:
+    """Whether a record's prompt is whole: where that is said, and where there is one and no instruction."""
+    return COMPLETE in fields or (_is_filled(places, COMPLETE) and not _is_filled(places, "instruction"))
+
+
+def _example(name: str, values: Mapping[str, str], template: Template) -> Example:
+    prompt = values[COMPLETE] if COMPLETE in values else template(**values)
+    return Example(name, prompt, values["response"])
+
+
+def _unusable(places: Mapping[str, Place]) -> str | None:
+    """Why a record is left out, if it is."""
+    if any(places[field].speaker not in (None, speaker) for field, speaker in SPEAKERS.items() if field in places):
+        return "strange turn"
+    return None if places["response"].filled else "no response"
+
+
+def _oddities(places: Mapping[str, Place], without_system: bool) -> list[str]:
+    """What the user should know of an example; the template may be one without the system's text."""
+    whole = COMPLETE in places
+    turns = {id(place.turns): len(place.turns) for place in places.values() if place.turns is not None}
+    read = {(id(place.turns), place.speaker) for place in places.values() if place.turns is not None}
+    oddities = {
+        "whole prompts": whole,
+        "no instruction": not _is_filled(places, COMPLETE if whole else "instruction"),
+        "no input": not whole and not _is_filled(places, "input"),
+        "further turns": sum(turns.values()) > len(read),
+        "system text": _is_filled(places, "system") and (whole or without_system),
+    }
+    return [oddity for oddity, is_so in oddities.items() if is_so]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, str], label: str) -> dict[str, list[str]]:
+    """Field -> the columns that may hold it, best first: those of its usual ones, or the named one, that a row has.
+
+    Raises:
+        UserError: a field that must be there has none.
+    """
+    usual = {COMPLETE: (COMPLETE,), "response": COLUMNS["response"]} if COMPLETE in fields else dict(COLUMNS)
+    if "instruction" not in fields:
+        usual[COMPLETE] = (COMPLETE,)
+    looked_for = {**usual, **{field: (column,) for field, column in fields.items()}}
+    there = columns_of(rows)
+    columns = {field: _present(rows, there, names) for field, names in looked_for.items()}
+    optional = {*OPTIONAL, COMPLETE, *(["instruction"] if columns.get(COMPLETE) else [])} - set(fields)
+    missing = [
+        f"{label} has no column for the {field} (looked for {', '.join(names)}); it has "
+        f"{', '.join(map(str, there))}. Name it: dataset.fields.{field}=<column>"
+        for field, names in looked_for.items()
+        if not columns[field] and field not in optional
+    ]
     if missing:
         raise UserError(missing)
-    return places
+    return {field: names for field, names in columns.items() if names}
 
 
-_ABSENT = object()
+def _present(rows: Sequence[Mapping[str, Any]], there: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns of these names that a row has."""
+    likely = [name for name in names if name in there or name.split(".")[0] in there]
+    return [name for name in likely if any(look_up(row, name).value is not ABSENT for row in rows)]
 
 
-def _value(row: Any, column: str) -> Any:
-    """The value at a dotted path through mappings and lists."""
-    for key in column.split("."):
-        try:
-            row = row[int(key)] if isinstance(row, Sequence) and not isinstance(row, str) else row[key]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return _ABSENT
-    return row
+def _first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Place:
+    places = [look_up(row, name) for name in names]
+    return next((place for place in places if place.filled), places[0])
 
 
-def _text(row: Mapping[str, Any], column: str, label: str) -> str:
-    value = _value(row, column)
-    if value is None or value is _ABSENT:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"{label}: column {column!r} holds {type(value).__name__}, not text; name another one")
-    return value
+def _text(place: Place, label: str) -> str:
+    return "" if place.value is ABSENT else as_text(place.value, place.column, label)

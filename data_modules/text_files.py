@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from data_modules.documents import Document, halve, split_documents
+from data_modules.documents import Document, halve, named_by_content, split_documents
+from data_modules.raw_files import files_below, kind_of, read_text
+from data_modules.tables import TABLE_FORMATS, as_text, columns_of, first_few, read_rows
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
@@ -17,18 +19,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")  # a `Document`, or what else has a name and a text
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".tokens", ".raw")
-TABLE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# What stands beside tables and is no data; so is every .md there.
+DOCUMENTATION = ("readme", "license", "licence", "copying", "notice", "authors", "changelog", "citation")
+TABLE_DOCUMENTATION = ("dataset_info.json", "dataset_infos.json")  # of the Hugging Face library
 
 DOCUMENT_LENGTH = 4000  # characters, about 1,000 tokens
 MIN_DOCUMENTS = 20  # a shorter text gets shorter documents, so that all three splits get some
+SHORTEST = 20  # characters, of a document that is cut where nothing separates
 
 # A name such as train.txt, valid-00000-of-00002.parquet or wiki.test.tokens, but not testing.md.
 SPLIT_NAME = re.compile(r"(?:^|[._-])(train|training|valid|validation|val|dev|test)(?:[0-9._-]|$)")
 SPELLINGS = {"train": "train", "training": "train", "test": "test"}  # all others mean validation
 
 WIKITEXT_HEADING = re.compile(r"^ ?= (?!=)(.+) = ?\r?\n?$")
-# What may separate documents, best first: paragraphs, lines, and words for a text that is one line.
-SEPARATORS = (r"\n[ \t\r]*\n", r"\n", r"\s")
+# What may separate documents, best first: paragraphs, lines, and for a text that is one line sentences (with or without
+# spaces between them) and words.
+SEPARATORS = (
+    r"\n[ \t\r]*\n",
+    r"\n",
+    r"[.!?\u2026][\"')\]\u2019\u201d]*\s+|[\u3002\uff01\uff1f\uff0e\uff61][\u300d\u300f\uff09\u2019\u201d]*",
+    r"\s",
+)
 
 
 def check_path(path: str | None) -> list[str]:
@@ -44,23 +55,26 @@ def read_path(
     """The documents of a file or folder, by split.
 
     A folder with files named for train and for validation or test keeps these splits (the missing one is carved from
-    the other); everything else is split by document.
+    the other); everything else is split by document. What a document holds decides its split (of a WikiText article,
+    its title), so that the same file is split alike under any name.
 
     Args:
         field: the column that holds the text in .json, .jsonl and .parquet files; of several, a line for each.
         rows_are_lines: rows of such files are lines of WikiText articles rather than documents.
-        encoding: of plain text files.
+        encoding: of plain text files that have no byte-order mark.
 
     Raises:
         UserError: nothing there to read, a file in another encoding, no such column.
     """
-    return by_split(path, lambda file, root: read_file(file, root, field, rows_are_lines, encoding))
+    return by_split(path, lambda file, _: read_file(file, field, rows_are_lines, encoding))
 
 
 def by_split(
     path: str, read: Callable[[Path, Path], list[T]], suffixes: Sequence[str] = (*TEXT_SUFFIXES, *TABLE_FORMATS)
 ) -> dict[str, list[T]]:
     """What `read(file, root)` gives for the files (with these suffixes) of a file or folder, by split; see `read_path`.
+
+    Linked folders are followed. Beside tables, a README and its like are no data. What is left out is told.
 
     Raises:
         UserError: nothing there to read.
@@ -88,52 +102,75 @@ def by_split(
 
 
 def read_file(
-    file: Path, root: Path, field: str | Sequence[str] = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
+    file: Path, field: str | Sequence[str] = "text", rows_are_lines: bool = False, encoding: str = "utf-8"
 ) -> list[Document]:
-    """The documents of one file, in order. Names start with the file's path below `root`."""
-    label = file.relative_to(root).as_posix() if file != root else file.name
-    if file.suffix.lower() in TABLE_FORMATS:
-        rows = _read_columns(file, [field] if isinstance(field, str) else field)
-        if rows_are_lines:
-            return list(wikitext_articles(rows, label))
-        return [Document(f"{label}:{index}", row) for index, row in enumerate(rows) if row]
-    return cut_text(_read_text(file, encoding), label)
+    """The documents of one file, in order."""
+    if kind_of(file) not in TABLE_FORMATS:
+        return cut_text(read_text(file, encoding, "name its encoding: dataset=text dataset.encoding={encoding}"))
+    rows = _read_columns(file, [field] if isinstance(field, str) else field)
+    if rows_are_lines:
+        return list(wikitext_articles(rows))
+    filled = [row for row in rows if row.strip("\n")]
+    if len(filled) < len(rows):
+        log.warning("%s: %d of %d records have no text and were left out", file, len(rows) - len(filled), len(rows))
+    return [named_by_content(row) for row in filled]
 
 
-def cut_text(text: str, label: str) -> list[Document]:
+def cut_text(text: str) -> list[Document]:
     """A text as documents; put together in order they are the text.
 
     WikiText headings start documents where there are at least three of them; else paragraphs are gathered into
-    documents of some 4,000 characters, or lines where there are too few paragraphs.
+    documents of some 4,000 characters. Where there are too few paragraphs, or one of them is most of the text, lines
+    are gathered, else sentences, words or, where nothing separates them, characters.
     """
-    articles = list(wikitext_articles(_pieces(text, r"\n"), label))
+    articles = list(wikitext_articles(_pieces(text, r"\n")))
     if len(articles) >= 3:
         return articles
     length = min(DOCUMENT_LENGTH, len(text) // MIN_DOCUMENTS)
-    for separator in SEPARATORS:
-        texts = _join_short(_pieces(text, separator), length)
-        if len(texts) >= 3:
+    for level in range(len(SEPARATORS) + 1):
+        texts = _join_short(_cut(text, SEPARATORS[level:], max(SHORTEST, length)), length)
+        if len(texts) >= 3 and max(map(len, texts)) <= len(text) / 2:
             break
-    return [Document(f"{label}:{index}", part) for index, part in enumerate(texts)]
+    return [named_by_content(part) for part in texts]
 
 
-def wikitext_articles(lines: Iterable[str], label: str) -> Iterator[Document]:
-    """Lines of WikiText -> articles, named by their titles.
+def wikitext_articles(lines: Iterable[str]) -> Iterator[Document]:
+    """Lines of WikiText -> articles, named by their titles; what stands before the first is named by its content.
 
     A top-level heading ` = Title = ` after a blank line starts an article; blank lines before the first belong to it.
     """
-    name, gathered, after_blank = label, [], True
+    name, gathered, after_blank = None, [], True
     for line in lines:
         heading = WIKITEXT_HEADING.match(line) if after_blank else None
         if heading:
             if any(part.strip() for part in gathered):
-                yield Document(name, "".join(gathered))
+                yield _article(name, gathered)
                 gathered = []
             name = heading.group(1)
         gathered.append(line)
         after_blank = not line.strip()
     if gathered:
-        yield Document(name, "".join(gathered))
+        yield _article(name, gathered)
+
+
+def _article(title: str | None, lines: Sequence[str]) -> Document:
+    text = "".join(lines)
+    return named_by_content(text) if title is None else Document(title, text)
+
+
+def _cut(text: str, separators: Sequence[str], length: int) -> Iterator[str]:
+    """The text cut after every match of the first separator; what is still too long is cut by the next ones.
+
+    Where none is left, it is cut into pieces of `length` characters.
+    """
+    if not separators:
+        yield from (text[start : start + length] for start in range(0, len(text), length))
+        return
+    for piece in _pieces(text, separators[0]):
+        if len(piece) > 2 * DOCUMENT_LENGTH:
+            yield from _cut(piece, separators[1:], length)
+        else:
+            yield piece
 
 
 def _pieces(text: str, separator: str) -> list[str]:
@@ -158,16 +195,33 @@ def _join_short(pieces: Iterable[str], length: int) -> list[str]:
 def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
     if root.is_file():
         return [root]
-    files = sorted(
-        file
-        for file in root.rglob("*")
-        if file.suffix.lower() in suffixes
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    )
-    if not files:
+    there = files_below(root)
+    readable = [file for file in there if kind_of(file) in suffixes and file.is_file()]
+    if not readable:
         raise UserError(f"dataset.path={str(root)!r} holds no file that can be read: {', '.join(suffixes)} are")
+    files = _without_documentation(readable)
+    left_out = sorted(set(there) - set(files))
+    if left_out:
+        log.warning("%s: left out, as they are no data that is read here: %s", root, _few_names(left_out, root))
     return files
+
+
+def _without_documentation(files: list[Path]) -> list[Path]:
+    """The files without those that describe the tables among them."""
+    described = [file for file in files if file.name not in TABLE_DOCUMENTATION]
+    if not any(kind_of(file) in TABLE_FORMATS for file in described):
+        return files
+    return [
+        file
+        for file in described
+        if kind_of(file) in TABLE_FORMATS
+        or not (kind_of(file) == ".md" or file.name.lower().partition(".")[0] in DOCUMENTATION)
+    ]
+
+
+def _few_names(files: Sequence[Path], root: Path, most: int = 5) -> str:
+    names = [str(file.relative_to(root)) for file in files[:most]]
+    return ", ".join([*names, *([f"and {len(files) - most} more"] if len(files) > most else [])])
 
 
 def _named_splits(root: Path, files: list[Path]) -> dict[str, list[Path]]:
@@ -181,49 +235,24 @@ def _named_splits(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     return by_split
 
 
-def _read_text(file: Path, encoding: str) -> str:
-    try:
-        return file.read_bytes().decode(encoding)  # read_text() would turn \r\n into \n
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not {encoding} text: byte 0x{error.object[error.start]:02x} at offset {error.start}. "
-            "Name its encoding, for example dataset=text dataset.encoding=cp1252"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def _read_columns(file: Path, fields: Sequence[str]) -> list[str]:
-    """The rows of some columns, a line for each column; an empty (null) cell is an empty text."""
+    """The rows of some columns, a line for each column; an empty (null) cell is an empty text, as a missing one is."""
     rows = read_rows(file)
-    columns = list(rows[0]) if rows else []
-    for field in fields:
-        if field not in columns:
-            raise UserError(
-                f"{file} has no column {field!r}, only: {', '.join(columns) or '(none)'}. dataset=text reads any one, "
-                "named by dataset.field"
-            )
-        wrong = next((row[field] for row in rows if not isinstance(row[field] or "", str)), None)
-        if wrong is not None:
-            raise UserError(
-                f"{file}: column {field!r} holds {type(wrong).__name__}, not text. dataset=text reads another one, "
-                "named by dataset.field"
-            )
-    return ["\n".join(row[field] or "" for field in fields) for row in rows]
-
-
-def read_rows(file: Path) -> list[Mapping[str, Any]]:
-    """The rows of a .json, .jsonl or .parquet file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    from datasets import load_dataset
-
-    if file.suffix.lower() not in TABLE_FORMATS:
-        raise UserError(f"{file} holds no table: {', '.join(TABLE_FORMATS)} do")
-    data_format = TABLE_FORMATS[file.suffix.lower()]
-    try:  # streaming, as otherwise a copy of the file is left in the Hugging Face cache
-        return list(load_dataset(data_format, data_files=str(file), split="train", streaming=True))
-    except Exception as error:  # whatever the parsers of the two formats raise
-        raise UserError(f"{file} cannot be read as {data_format}: {error}") from error
+    columns = columns_of(rows)
+    errors = [
+        f"{file} has no column {field!r}, only: {', '.join(map(str, columns)) or '(none)'}. dataset=text reads any "
+        "one, named by dataset.field"
+        for field in fields
+        if field not in columns
+    ]
+    if errors:
+        raise UserError(errors)
+    texts, errors = [], []
+    for index, row in enumerate(rows):
+        try:
+            texts.append("\n".join(as_text(row.get(field), field, f"{file}:{index}") for field in fields))
+        except UserError as error:
+            errors.append(f"{error}. Write it as text; dataset=text reads another column, named by dataset.field")
+    if errors:
+        raise UserError(first_few(errors))
+    return texts

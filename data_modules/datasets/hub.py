@@ -23,7 +23,7 @@ def wikitext2(path: str | None = None) -> dict[str, list[Document]]:
     if path is not None:
         return read_path(path, rows_are_lines=True)
     rows = load_from_hub(WIKITEXT, "wikitext-2-raw-v1")
-    return {split: list(wikitext_articles(_lines(rows[split]), split)) for split in SPLITS}
+    return {split: list(wikitext_articles(_lines(rows[split]))) for split in SPLITS}
 
 
 @DATASETS.register("wikitext103", check=check_path)
@@ -34,7 +34,7 @@ def wikitext103(path: str | None = None) -> dict[str, list[Document]] | dict[str
 
     def articles(split: str) -> Iterator[Document]:
         rows = load_from_hub(WIKITEXT, "wikitext-103-raw-v1", split, streaming=True)
-        return wikitext_articles(_lines(rows), split)
+        return wikitext_articles(_lines(rows))
 
     return {split: Stream(f"{WIKITEXT} wikitext-103-raw-v1 {split}", partial(articles, split)) for split in SPLITS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,27 @@ from data_modules.instructions import (
     Template,
     TooLong,
     read_examples,
+    read_template,
     template_errors,
 )
-from data_modules.text_files import TABLE_FORMATS, by_split, check_path, read_rows
+from data_modules.tables import TABLE_FORMATS, read_rows
+from data_modules.text_files import by_split, check_path
 from registries.registry import UserError, nearest
 
 ENGLISH = Template(
     "### Instruction:\n{instruction}\n\n### Response:\n",
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
 )
+NOTES = {
+    "no response": "{count} records of {where} have no response and were left out",
+    "strange turn": "{count} records of {where} were left out: the turn that dataset.fields names as the "
+    "instruction (response) is not the user's (assistant's); <column>.user and <column>.assistant are the first ones",
+    "no instruction": "{count} of {total} records of {where} have no instruction; they are kept",
+    "no input": "{count} of {total} records of {where} have no input",
+    "further turns": "{count} of {total} records of {where} have further turns, which are not read: of a conversation, "
+    "the instruction and the response are",
+    "system text": "{count} of {total} records of {where} have a text of the system that no template names: {{system}}",
+}
 JAPANESE = Template(
     "### 指示:\n{instruction}\n\n### 応答:\n",
     "### 指示:\n{instruction}\n\n### 入力:\n{input}\n\n### 応答:\n",
@@ -36,8 +49,9 @@ JAPANESE = Template(
 
 def _check(path: str | None, fields: dict[str, str] | None, prompt: str, prompt_with_input: str) -> list[str]:
     known = [field for field in dict.fromkeys([*COLUMNS, *(fields or {})]) if field != "response"]
-    errors = check_path(path) + template_errors(Template(prompt, prompt_with_input), known)
-    used = {name for text in (prompt, prompt_with_input) for name in known if f"{{{name}" in text}
+    template = read_template(prompt, prompt_with_input)
+    errors = check_path(path) + template_errors(template, known)
+    used = {name for name in known if template.names(name)}
     idle = [field for field in fields or {} if field not in (*COLUMNS, COMPLETE) and field not in used]
     return errors + [
         f"dataset.fields.{field} is named by no template{nearest(field, COLUMNS)} Allowed: {', '.join(COLUMNS)}, "
@@ -58,14 +72,13 @@ def from_hub(repository: str, template: Template, summary: str) -> Callable[...,
         packing: bool = True,
         too_long: TooLong = "drop",
     ) -> InstructionData:
-        chosen, notes, whole_prompts = Template(prompt, prompt_with_input), [], []
+        chosen, counts, labels = read_template(prompt, prompt_with_input), Counter(), []
 
         def read(rows: Iterable[Mapping[str, Any]], label: str) -> list[Example]:
-            examples, without, whole = read_examples(list(rows), label, fields, chosen)
-            whole_prompts.append(whole)
-            if without:
-                notes.append(f"{without} records of {label} have no response and were left out")
-            return examples
+            reading = read_examples(list(rows), label, fields, chosen)
+            counts.update(reading.counts)
+            labels.append(label)
+            return reading.examples
 
         if path is not None:
             root = Path(path).expanduser()
@@ -73,29 +86,41 @@ def from_hub(repository: str, template: Template, summary: str) -> Callable[...,
         else:
             examples = split_documents(read(load_from_hub(repository)["train"], repository))
         examples.setdefault("all", [example for split in SPLITS for example in examples[split]])
-        if not examples["all"]:
+        total = len(examples["all"])
+        notes = _notes(counts, total, labels[0] if len(labels) == 1 else str(path))
+        if not total:
             raise UserError(
-                f"dataset {path or repository} has no record with a response: name the column of the responses, "
-                "dataset.fields.response=<column>"
+                [
+                    f"dataset {path or repository} has no record with a response: name the column of the responses, "
+                    "dataset.fields.response=<column>",
+                    *notes,
+                ]
             )
         notes += _without_trained_prompts(examples)
-        if all(whole_prompts) and chosen != template:
+        whole = counts["whole prompts"] == total
+        if whole and chosen != template:
             notes.append(f"its column {COMPLETE!r} holds whole prompts: dataset.prompt changes nothing")
-        used = None if all(whole_prompts) else chosen
+        used = None if whole else chosen
         return InstructionData(examples, used, InstructionSettings(loss_on, packing, too_long), notes)
 
     load.__doc__ = f"""{summary}
 
     Args:
         path: .json, .jsonl or .parquet, or a folder of these, instead of the hub.
-        fields: field -> column: `instruction`, `input`, `response`, and others that the templates name.
-        prompt: template of records without an input.
+        fields: field -> column: `instruction`, `input`, `response`, `system`, and others that the templates name.
+        prompt: template of records without an input; see `data_modules.instructions.read_template`.
         prompt_with_input: template of records with one.
         loss_on: what is scored: the response, or all.
         packing: whether examples share blocks.
         too_long: what happens to an example longer than a block.
     """
     return load
+
+
+def _notes(counts: Counter, total: int, where: str) -> list[str]:
+    """A line for each kind of record that is not as the others are."""
+    told = {**counts, "no input": counts["no input"] if counts["no input"] + counts["whole prompts"] < total else 0}
+    return [NOTES[kind].format(count=told[kind], total=total, where=where) for kind in NOTES if told.get(kind)]
 
 
 def _label(file: Path, root: Path) -> str:

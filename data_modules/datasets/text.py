@@ -22,9 +22,9 @@ def text(path: str | None = None, field: str = "text", encoding: str = "utf-8") 
     """A local text file or folder; see `data_modules.text_files.read_path` for what is read and how it is split.
 
     Args:
-        path: .txt, .md, .text, .json, .jsonl or .parquet, or a folder of these.
+        path: .txt, .md, .text, .json, .jsonl (compressed or not) or .parquet, or a folder of these.
         field: the column that holds the text in .json, .jsonl and .parquet.
-        encoding: of plain text files.
+        encoding: of plain text files that have no byte-order mark.
     """
     if path is None:
         raise UserError(_check(path, encoding))

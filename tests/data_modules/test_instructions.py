@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.instructions import COLUMNS, Example, Template, read_examples, template_errors
+from data_modules.instructions import COLUMNS, Example, Template, read_examples, read_template, template_errors
 from registries.registry import UserError
 
 TEMPLATE = Template("Q: {instruction}\nA: ", "Q: {instruction}\nI: {input}\nA: ")
@@ -12,7 +12,12 @@ anything = st.text(max_size=20)
 
 
 def examples(rows, fields=None, template=TEMPLATE):
-    return read_examples(rows, "file.json", fields, template)[:2]
+    reading = read_examples(rows, "file.json", fields, template)
+    return reading.examples, reading.counts["no response"]
+
+
+def counts(rows, **fields):
+    return dict(read_examples(rows, "file.json", fields, TEMPLATE).counts)
 
 
 def only(row, **options):
@@ -69,6 +74,28 @@ def test_a_template_without_a_plain_name(text):
     assert message.startswith("dataset.prompt_with_input names {")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"Q: {instruction}\n\tA: ", "Q: {instruction}\n\tA: "),
+        ("Q: {instruction}\n\tA: ", "Q: {instruction}\n\tA: "),
+        (r"\\n {instruction}", r"\n {instruction}"),
+        (r"\\\n {instruction}", "\\\n {instruction}"),
+        (r"\section{{{instruction}}}\\", r"\section{{{instruction}}}" + "\\"),
+        ("C:\\", "C:\\"),
+    ],
+)
+def test_a_template_is_read_as_in_yaml_wherever_it_is_typed(typed, meant):
+    assert read_template(typed, typed) == Template(meant, meant)
+
+
+@given(st.text(), st.text(r"\ntr{}", max_size=8))
+def test_doubled_backslashes_make_any_template(text, backslashes):
+    template = Template(text + backslashes, backslashes + text)
+    typed = (part.replace("\\", "\\\\") for part in (template.prompt, template.prompt_with_input))
+    assert read_template(*typed) == template
+
+
 # Records
 
 
@@ -86,7 +113,7 @@ def test_examples_are_named_by_their_rows():
     assert without == 1
 
 
-@pytest.mark.parametrize("column", COLUMNS["instruction"])
+@pytest.mark.parametrize("column", ["instruction", "question", "query"])
 def test_usual_names_of_instructions(column):
     assert only({column: "Add.", "output": "3"}).prompt == "Q: Add.\nA: "
 
@@ -192,3 +219,103 @@ def test_a_named_column_that_is_not_there(field):
 def test_a_column_that_holds_no_text(value, kind):
     with pytest.raises(UserError, match=f"file.json:1: column 'output' holds {kind}, not text"):
         examples([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": value}])
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(UserError, match=r"file.json:0: column 'output' holds .ud83d, half of a character"):
+        examples([{"instruction": "a", "output": "b \ud83d"}])
+
+
+# Tables that are put together from several
+
+
+def test_each_record_has_the_first_column_that_it_fills():
+    rows = [
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"question": "Sum?", "context": "4 5", "answer": "9", "input": ""},
+        {"instruction": None, "query": "Both?", "context": "6 7", "input": " ", "response": "13"},
+        {"prompt": "Whole:", "completion": "text"},
+        {"instruction": "Say.", "instances": [{"input": "so", "output": "so"}]},
+    ]
+    read = read_examples(rows, "file.json", None, TEMPLATE)
+    assert [(example.prompt, example.response) for example in read.examples] == [
+        ("Q: Add.\nI: 1 2\nA: ", "3"),
+        ("Q: Sum?\nI: 4 5\nA: ", "9"),
+        ("Q: Both?\nI: 6 7\nA: ", "13"),
+        ("Whole:", "text"),
+        ("Q: Say.\nI: so\nA: ", "so"),
+    ]
+    assert read.counts == {"whole prompts": 1}
+
+
+@given(st.lists(st.sampled_from(["instruction", "question", "query"]), min_size=1, max_size=20), st.randoms())
+def test_columns_of_other_records_change_no_record(columns, random):
+    """As a table has it, whose rows all have all columns, or as lines have it."""
+    rows = [{column: f"ask {index}", "output": f"say {index}"} for index, column in enumerate(columns)]
+    table = [dict.fromkeys(["query", "question", "instruction"], random.choice([None, ""])) | row for row in rows]
+    assert examples(rows) == examples(table)
+    assert [example.prompt for example in examples(rows)[0]] == [f"Q: ask {index}\nA: " for index in range(len(rows))]
+
+
+def test_what_records_lack_is_counted():
+    rows = [
+        {"instruction": "a", "input": "b", "output": "c"},
+        {"instruction": "a", "input": "", "output": "c"},
+        {"input": "b", "output": "c"},
+        {"instruction": "a"},
+    ]
+    assert counts(rows) == {"no instruction": 1, "no input": 1, "no response": 1}
+
+
+# Conversations
+
+TURNS = [("system", "Be kind."), ("user", "Hello?"), ("assistant", "Hi."), ("user", "More?"), ("assistant", "No.")]
+STYLES = {
+    "messages": lambda who, text: {"role": who, "content": text},
+    "conversations": lambda who, text: {"from": {"user": "human", "assistant": "gpt"}.get(who, who), "value": text},
+}
+
+
+@pytest.mark.parametrize("column", STYLES)
+@pytest.mark.parametrize(
+    ("turns", "oddities"),
+    [
+        (TURNS[1:3], {}),
+        (TURNS[:3], {"system text": 1}),
+        (TURNS[1:], {"further turns": 1}),
+        (TURNS, {"system text": 1, "further turns": 1}),
+        ([("assistant", "Greetings!"), *TURNS[1:3]], {"further turns": 1}),
+    ],
+)
+def test_of_a_conversation_the_users_first_turn_and_its_answer_are_read(column, turns, oddities):
+    row = {column: [STYLES[column](*turn) for turn in turns]}
+    assert only(row) == Example("file.json:0", "Q: Hello?\nA: ", "Hi.")
+    assert counts([row]) == {"no input": 1} | oddities
+    template = Template("{system}|{instruction}|", "")
+    assert only(row, template=template).prompt == ("Be kind." if turns[0] == TURNS[0] else "") + "|Hello?|"
+
+
+def test_prompts_and_completions_may_be_conversations():
+    row = {"prompt": [STYLES["messages"](*turn) for turn in TURNS[:2]], "completion": [STYLES["messages"](*TURNS[2])]}
+    assert only(row) == Example("file.json:0", "Q: Hello?\nA: ", "Hi.")
+
+
+def test_a_named_turn_of_somebody_else_is_no_instruction():
+    """Some conversations begin with the system, so that all their turns are one later."""
+    fields = {"instruction": "conversations.0.value", "response": "conversations.1.value"}
+    rows = [{"conversations": [STYLES["conversations"](*turn) for turn in turns]} for turns in (TURNS[1:3], TURNS[:3])]
+    read = read_examples(rows, "file.json", fields, TEMPLATE)
+    assert read.examples == [Example("file.json:0", "Q: Hello?\nA: ", "Hi.")]
+    assert read.counts["strange turn"] == 1
+
+
+def test_conversations_without_an_answer_have_no_response():
+    rows = [{"messages": [STYLES["messages"](*turn) for turn in TURNS[:end]]} for end in (3, 2)]
+    read = read_examples(rows, "file.json", None, TEMPLATE)
+    assert (len(read.examples), read.counts["no response"]) == (1, 1)
+
+
+def test_a_conversation_whose_turns_hold_no_text():
+    row = {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "A cat."}]}
+    with pytest.raises(UserError, match=r"file.json:0: column 'messages.user' holds list, not text"):
+        examples([row])

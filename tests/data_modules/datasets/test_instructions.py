@@ -10,6 +10,7 @@ from data_modules.instruction_blocks import IGNORED
 from registries.registry import UserError
 
 NAMES = ("alpaca", "alpaca_ja", "dolly15k")
+NO_INPUT = "dataset 'alpaca': 133 of 200 records of records.jsonl have no input"
 COLUMN = {"alpaca": ("input", "output"), "alpaca_ja": ("input", "output"), "dolly15k": ("context", "response")}
 
 each_name = pytest.mark.parametrize("name", NAMES)
@@ -121,6 +122,35 @@ def test_fields_are_config(tmp_path):
     assert data.examples["all"][7].prompt + data.examples["all"][7].response == "[t7] ask 7 say 7"
 
 
+def test_templates_may_be_typed_on_a_command_line(build, records):
+    typed = {"prompt": r"Q: {instruction}\nA: ", "prompt_with_input": r"Q: {instruction}\n{input}\nA: "}
+    meant = {"prompt": "Q: {instruction}\nA: ", "prompt_with_input": "Q: {instruction}\n{input}\nA: "}
+    first, second = (build("alpaca", path=records, block_size=128, **keys) for keys in (typed, meant))
+    assert first.describe() == second.describe()
+    assert first.as_prompt("Why?") == "Q: Why?\nA: "
+
+
+def test_what_records_of_a_folder_lack_is_told_once(tmp_path, build):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        turns = [
+            {"role": "system", "content": "x"},
+            {"role": "user", "content": name},
+            {"role": "assistant", "content": "y"},
+        ]
+        rows = [{"question": f"{name} {index}", "answer": "c"} for index in range(20)] + [{"messages": turns}]
+        write(
+            tmp_path / name / "rows.jsonl", [*rows, {"question": "d", "answer": None}, {"question": "", "answer": "e"}]
+        )
+    module = build("alpaca", path=str(tmp_path), block_size=128)
+    assert len(module.blocks("all")) and [warning.split(f"of {tmp_path} ")[1] for warning in module.warnings] == [
+        "have no response and were left out",
+        "have no instruction; they are kept",
+        "have a text of the system that no template names: {system}",
+    ]
+    assert [warning.split(": ")[1].split(" records")[0] for warning in module.warnings] == ["2", "2 of 44", "2 of 44"]
+
+
 # Splits
 
 
@@ -200,7 +230,7 @@ def test_packing_leaves_little_filling(alpaca):
 def test_sizes_count_examples(alpaca, packing):
     description = alpaca(packing=packing, train_size=30, val_size=3, test_size=2).describe()
     assert [description[split]["examples"] for split in SPLITS] == [30, 3, 2]
-    assert description["warnings"] == []
+    assert description["warnings"] == [NO_INPUT]
 
 
 def test_fewer_examples_are_among_more(alpaca, tokenizer):
@@ -213,7 +243,7 @@ def test_a_size_beyond_what_is_there_is_told(alpaca):
     there = len(module._source.examples["validation"])
     description = module.describe()
     assert description["validation"]["examples"] == there
-    assert description["warnings"] == [f"dataset 'alpaca' has {there} validation examples, not 1000"]
+    assert description["warnings"] == [NO_INPUT, f"dataset 'alpaca' has {there} validation examples, not 1000"]
 
 
 def test_describe_counts_what_is_real_and_what_is_scored(alpaca, tokenizer):
@@ -291,9 +321,7 @@ def test_records_without_a_response_are_told(build, tmp_path):
     module = build("alpaca", path=write(tmp_path / "rows.json", rows), block_size=128)
     description = module.describe()
     assert sum(description[split]["examples"] for split in SPLITS) == 90
-    (warning,) = description["warnings"]
-    assert "30" in warning
-    assert "have no response and were left out" in warning
+    assert any("30 records of rows.json have no response and were left out" in line for line in description["warnings"])
 
 
 @pytest.mark.parametrize(

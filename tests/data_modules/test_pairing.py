@@ -162,6 +162,26 @@ def test_a_tokenizer_that_changes_the_text_is_paired_by_characters():
     assert (paired.index[:4] < accented).all()  # nothing of é before the accent was read
 
 
+@pytest.mark.parametrize(
+    "words", [["日本", " THE", " FOX"], ["É", " É", " THE", " FOX"], ["THE", " 日本", "\n", " THE"]]
+)
+@pytest.mark.parametrize("changes", [True, False])
+def test_ends_are_counted_in_bytes(changes, words):
+    """Also of a source that changes the text: characters of two and three bytes come before the words."""
+    normalizer = normalizers.Lowercase() if changes else None
+    target, source = TOKENIZERS["bytes"], sentencepiece("never", normalizer, start=False)
+    words = words if changes else [word.lower() for word in words]
+    paired = Pairing(target, source)(tokens_of(target, "".join(words))[:-1])
+    ends = {}  # of the last source token of each word, by its own count of tokens
+    for count in range(1, len(words) + 1):
+        ends[len(source("".join(words[:count]))["input_ids"]) - 1] = len("".join(words[:count]).encode())
+    assert len(paired.tokens) - 1 in ends
+    for token, end in ends.items():
+        assert paired.index[end - 1].item() == token
+        assert end == 1 or paired.index[end - 2].item() < token
+        assert paired.back[token].item() == end - 1  # a byte is a token of the target
+
+
 def test_text_that_leaves_nothing_to_read():
     target, source = TOKENIZERS["bytes"], TOKENIZERS["tiny_phi"]
     with pytest.raises(UserError, match="holds no text"):

@@ -1,3 +1,4 @@
+import copy
 import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_the_cache_goes_by_content(tokenizer, make_tokenizer, tmp_path, count_ca
     tokenize([Document("", "The quick foxnaïve café"), DOCUMENTS[2]], tokenizer, tmp_path)
     tokenize(DOCUMENTS, make_tokenizer(vocab_size=290), tmp_path)
     assert len(count_calls) == 4
+
+
+def test_tokenizers_that_differ_in_their_end_token_share_nothing(make_tokenizer, tmp_path):
+    """Their vocabularies, merges and special tokens are the same; the end token is no part of these."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|end|>"
+    assert other.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    for one in (tokenizer, other):
+        result = tokenize(DOCUMENTS, one, tmp_path)
+        assert result.ids[result.starts[1:] - 1].tolist() == [one.eos_token_id] * 3
+    assert tokenizer.eos_token_id != other.eos_token_id
 
 
 def test_an_earlier_call_with_padding_does_not_change_the_fingerprint(tokenizer):

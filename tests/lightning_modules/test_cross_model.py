@@ -211,6 +211,25 @@ class TestTraining:
         assert (loss.total / loss.count).item() == pytest.approx(expected.item(), rel=1e-4)
         assert loss.count == len(blocks) * (LENGTH - 1)
 
+    def test_each_scored_token_counts_the_same_however_blocks_are_shared(self, cache):
+        """Where the source has no state nothing is to be learned, but the token is scored, and counts."""
+        module, blocks = crossing(cache, [Site(1, 1)], "ridge"), text_blocks(WORDS)
+        (states,) = module.read(blocks).values()
+        paired = states.paired.clone()
+        paired[0, 5:] = paired[2, ::2] = False
+        states = states._replace(paired=paired)
+
+        def alignment(rows):
+            module.read = lambda tokens: {Site(1, 1): type(states)(*(part[rows] for part in states))}
+            return self.stage(module).loss(module.model, {"input_ids": blocks[rows]})
+
+        whole, parts = alignment(slice(None)), [alignment(slice(0, 1)), alignment(slice(1, None))]
+        assert whole.count == sum(part.count for part in parts) == len(blocks) * (LENGTH - 1)
+        assert whole.total.item() == pytest.approx(sum(part.total.item() for part in parts), rel=1e-5)
+        translated = module.translate(Site(1, 1), states)
+        error = (translated - states.target).square().sum(-1)[paired].sum() / module.bridge_at(Site(1, 1)).variance
+        assert whole.total.item() == pytest.approx(error.item(), rel=1e-5)
+
     def test_generation_is_the_next_token_loss(self, cache):
         module, blocks = crossing(cache, [Site(1, 1)], "linear"), text_blocks(WORDS)[:2]
         stage = self.stage(module, alignment_weight=0.0, generation_weight=2.0)

@@ -11,7 +11,7 @@ from lightning_modules import load_module
 from lightning_modules.building import ADAPTER_FOLDER
 from lightning_modules.objectives import next_token_nll
 from lightning_modules.peft_folder import load_adapter, save_adapter
-from lightning_modules.placement import lora_parameters, merge, place
+from lightning_modules.placement import lora_parameters, merge, place, plain_weights
 from lightning_modules.surgery import attention_parameters, part, select_parameters, thaw, twin
 from lightning_modules.training import fit
 from registries import PLACEMENTS, UserError
@@ -336,6 +336,22 @@ def test_a_run_that_trains_the_weights_below_the_additions_is_loaded_as_it_was(r
     result = json.loads((folder / "result.json").read_text())
     found = score.score(compose([f"run={folder}", *_dataset(result)], "score"))
     assert found["loss"] == pytest.approx(result["metrics"]["val/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("family", "init"), [case for case in BOTH if case[1] in CHANGES_WEIGHTS])
+def test_weights_that_a_start_has_changed_are_put_back(family, init):
+    """Of GPT-2 too, whose matrices are stored the other way round: square ones give no error when they are turned."""
+    model = language_model(family)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    placed = put(model, "all_linear", init=init)
+    frozen = {row.module: model.get_submodule(row.module).base_layer.weight for row in placed.rows}
+    assert all(not weight.allclose(before[f"{module}.weight"], atol=1e-3) for module, weight in frozen.items())
+    learn(model)  # the additions alone: what they started with is what was taken
+    trained = {f"{module}.base_layer.weight": weight for module, weight in frozen.items()}
+    found = plain_weights(model, placed, trained | lora_parameters(model))
+    assert found.keys() == trained.keys()
+    for module in frozen:
+        torch.testing.assert_close(found[f"{module}.base_layer.weight"], before[f"{module}.weight"], rtol=0, atol=1e-5)
 
 
 def _dataset(result):

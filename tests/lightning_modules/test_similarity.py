@@ -21,6 +21,27 @@ def test_perfect_translation():
     assert (values["cka_rows"], values["retrieval_rows"]) == (600, 500)
 
 
+def test_chance_is_that_of_rows_paired_at_random():
+    """So it is near zero also where the translation is right, and the same each time."""
+    y = rows(600, 16)
+    values = similarity(y + 0.1 * rows(600, 16, 1), y, DOCUMENTS)
+    assert values["cka"] > 0.9 and abs(values["cka_chance"]) < 0.05
+    assert values["cka_chance"] == similarity(y + 0.1 * rows(600, 16, 1), y, DOCUMENTS)["cka_chance"]
+
+
+def test_states_far_from_zero_are_measured_in_double_precision():
+    """Models have channels whose mean is thousands of times their spread."""
+    y = rows(600, 16) / 50 + 3000
+    translated = y + rows(600, 16, 1) / 100 - 0.03
+    exact_y, exact = y.double().numpy(), translated.double().numpy()
+    squares = ((exact_y - exact_y.mean(0)) ** 2).sum()
+    values = similarity(translated, y, DOCUMENTS)
+    assert values["r2"] == pytest.approx(1 - ((exact - exact_y) ** 2).sum() / squares, abs=1e-6)
+    own, theirs = exact - exact.mean(0), exact_y - exact_y.mean(0)
+    cosines = (own * theirs).sum(1) / ((own**2).sum(1) * (theirs**2).sum(1)) ** 0.5
+    assert values["cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+
+
 def test_unrelated_states_are_at_chance():
     values = similarity(rows(600, 16), rows(600, 16, 1), DOCUMENTS)
     assert values["r2"] < -0.5

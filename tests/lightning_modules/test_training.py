@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from data_modules.blocks import StepSampler
 from lightning_modules.callbacks.checkpoint import Interrupted
 from lightning_modules.callbacks.early_stopping import BestWeights
-from lightning_modules.callbacks.throughput import WARM_UP_BATCHES
+from lightning_modules.callbacks.throughput import WARM_UP_BATCHES, Throughput
 from lightning_modules.surgery import attention_parameters
 from lightning_modules.training import evaluate, fit
 from registries import UserError
@@ -232,6 +232,27 @@ def test_throughput_leaves_out_warm_up_and_validation(make_module, train):
     assert clock.counted_tokens == (STEPS - WARM_UP_BATCHES) * 2 * 16
     assert 0 < clock.counted_seconds < clock.seconds
     assert clock.tokens_per_s == clock.counted_tokens / clock.counted_seconds
+
+
+def test_throughput_counts_no_filling(make_module, blocks, trainer_options, monkeypatch):
+    """Neither what fills up blocks of examples, nor what a mask leaves out; in training and in scoring."""
+    masked = {"input_ids": blocks[:2], "attention_mask": torch.ones_like(blocks[:2])}
+    masked["attention_mask"][:, 11:] = 0
+    documents = torch.zeros_like(blocks[:3])
+    documents[1, 5:], documents[2, 9:] = 1, -1
+    packed = {"input_ids": blocks[:3], "documents": documents}
+    clock = Throughput()
+    for batch in (masked, packed, packed, masked):
+        clock.on_train_batch_start()
+        clock.on_train_batch_end(None, None, None, batch, 0)
+    assert WARM_UP_BATCHES == 2
+    assert clock.tokens == 2 * (2 * 11 + (16 + 16 + 9))
+    assert clock.counted_tokens == 41 + 22
+    clocks = []
+    monkeypatch.setattr("lightning_modules.training.Throughput", lambda: clocks.append(Throughput()) or clocks[-1])
+    speed = evaluate(make_module(), DataLoader([masked, packed, packed], batch_size=None), trainer_options)
+    assert clocks[0].counted_tokens == 41
+    assert speed["tokens_per_s"] == 41 / clocks[0].counted_seconds
 
 
 class Watch(Callback):

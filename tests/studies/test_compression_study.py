@@ -71,6 +71,16 @@ def test_the_share_that_is_kept_is_that_of_the_losses(run):
     assert metrics["control/nothing/val/gap_closed"] == 0 and metrics["control/text/val/gap_closed"] == 1
 
 
+def test_every_ratio_is_to_the_untouched_model_on_the_same_split(finished):
+    metrics = finished[0]["metrics"]
+    ratios = [name.removesuffix("_ratio") for name in metrics if name.endswith("ppl_ratio")]
+    assert {"val/ppl", "test/ppl", "control/truncated/val/ppl", "control/truncated/test/ppl"} <= set(ratios)
+    assert metrics["baseline/ppl"] != metrics["baseline/test/ppl"]
+    for name in ratios:
+        untouched = metrics["baseline/test/ppl" if "test" in name.split("/") else "baseline/ppl"]
+        assert metrics[f"{name}_ratio"] == pytest.approx(metrics[name] / untouched, rel=1e-9), name
+
+
 def test_there_is_no_share_of_what_a_text_is_not_worth(finished):
     """To a random model a text may be worth less than nothing."""
     metrics = finished[0]["metrics"]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,10 +11,23 @@ from registries.attention.window import CircularWindow
 
 HEADS, KV_HEADS, PERIOD = 4, 2, 18  # a period that divides no chunk: what is off by a chunk then shows
 
+
+@dataclass(frozen=True)
+class OneWay:
+    """A bias without any symmetry: it tells query slice from key slice, and forwards from backwards."""
+
+    depth: int
+
+    def __call__(self, offsets):
+        query, key = torch.arange(self.depth)[:, None], torch.arange(self.depth)[None]
+        return torch.sin(0.3 * offsets[:, None, None] + 2.0 * query - 0.7 * key)
+
+
 BIASES = {
     "depth 1": (1, ToroidalDistance(2.0, PERIOD, 1)),
     "depth 2": (2, ToroidalDistance(2.0, PERIOD, 2)),
     "depth 4": (4, ToroidalDistance(2.0, PERIOD, 4)),
+    "one way": (2, OneWay(2)),
     "window": (1, CircularWindow(3, PERIOD)),
 }
 
@@ -94,15 +108,28 @@ def test_flex_agrees_with_the_reference_going_forward(bias, place, mask):
     )
 
 
+def on_a_torus(offset, k, l):  # noqa: E741
+    """1.5 times the distance on a ring of 4 positions and across 2 slices."""
+    around = offset % 4
+    return -1.5 * (min(around, 4 - around) / 4 + abs(k - l) / 2)
+
+
+def one_way(offset, k, l):  # noqa: E741
+    return math.sin(0.3 * offset + 2.0 * k - 0.7 * l)
+
+
+@pytest.mark.parametrize(
+    ("bias", "formula"), [(ToroidalDistance(1.5, 4, 2), on_a_torus), (OneWay(2), one_way)], ids=["torus", "one way"]
+)
 @pytest.mark.parametrize("key_start", [0, 3])
-def test_the_reference_is_the_definition(key_start):
+def test_the_reference_is_the_definition(key_start, bias, formula):
     """Against loops over every pair of slices, in Python's own arithmetic."""
-    depth, positions, weight, scaling = 2, 5, 1.5, 0.3
+    depth, positions, scaling = 2, 5, 0.3
     query, key, value = (tensor.detach() for tensor in inputs(depth, positions, positions + 2, width=8, batch=1))
     query_start = key_start + 2
     output = attend(
-        query, key, value, mask=None, bias=ToroidalDistance(weight, 4, depth), scaling=scaling, depth=depth,
-        query_start=query_start, key_start=key_start, backend="reference",
+        query, key, value, mask=None, bias=bias, scaling=scaling, depth=depth, query_start=query_start,
+        key_start=key_start, backend="reference",
     )  # fmt: skip
     for head in range(HEADS):
         keys, values = key[0, head // 2].tolist(), value[0, head // 2].tolist()  # two heads share one
@@ -111,9 +138,8 @@ def test_the_reference_is_the_definition(key_start):
             exponentials = []
             for other, other_channels in enumerate(keys):
                 j, l = key_start + other // depth, other % depth  # noqa: E741
-                around = (i - j) % 4
-                distance = min(around, 4 - around) / 4 + abs(k - l) / depth
-                score = scaling * sum(a * b for a, b in zip(channels, other_channels, strict=True)) - weight * distance
+                score = scaling * sum(a * b for a, b in zip(channels, other_channels, strict=True))
+                score += formula(i - j, k, l)
                 exponentials.append(math.exp(score) if j <= i else 0.0)
             expected = [
                 sum(e * row[channel] for e, row in zip(exponentials, values, strict=True)) / sum(exponentials)

@@ -204,6 +204,18 @@ def test_a_budget_is_met_within_one_step_and_never_exceeded(name, family, data):
     assert not growing or budget < total(rows) + growing
 
 
+@pytest.mark.parametrize(("share", "rank"), [("100%", 16), ("50%", 8), ("6.25%", 1), ("150%", 24)])
+def test_a_share_is_of_all_linear_layers_at_rank_16(share, rank, gpt2_medium):
+    """Per layer and rank: 1024 + 3072 (queries, keys, values), 2 * 1024 (output) and twice 1024 + 4096 (the MLP)."""
+    expected = 24 * rank * (4096 + 2048 + 2 * 5120)
+    rows = PLACEMENTS.build("all_linear", model=gpt2_medium, budget=share)
+    assert {row.rank for row in rows} == {rank} and total(rows) == expected
+    for placement in ("attention", "feed_forward"):  # of as many parameters, not of their own layers
+        rows = PLACEMENTS.build(placement, model=gpt2_medium, budget=share)
+        per_rank = sum(row.parameters // row.rank for row in rows)
+        assert expected - per_rank < total(rows) <= expected
+
+
 @given(
     weights=st.lists(st.integers(1, 64), min_size=1, max_size=4),
     budget=st.integers(1, 60_000),

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_modules.stopping import stop_if_requested
 from registries.placements import Row
 
 # A file or a pipe has no width: wide enough for the table of a sweep.
@@ -19,7 +20,8 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """One line of progress, before a part of the work: here the process stops if it was asked to."""
+    stop_if_requested()
     console.print(text, markup=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
 from registries.registry import UserError
 from studies.curves import CurveFile
 from studies.fingerprint import fingerprint, relevant, versions
@@ -104,36 +104,50 @@ def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) 
 
 @contextmanager
 def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
-    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store."""
+    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store.
+
+    Raises:
+        Interrupted: the process was asked to stop, also where that came out of the body as another error.
+    """
     record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
     output_dir, result = Path(cfg["output_dir"]), folder.result
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
-        if tracker is not None:
-            result["mlflow_run_id"] = tracker.run_id
-            tracker.log_hyperparams(cfg)
-            record.loggers.append(tracker)
-        folder.write()
-        with Heartbeat(folder) as record.heartbeat:
-            yield record
-        status = "finished"
-        result.pop("error", None)
-    except BaseException as error:
-        status = status_of(error)
-        told = disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
-        result["error"] = f"{type(told).__name__}: {told}"
-        if told is not error:
-            raise told from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        result["status"] = status
-        folder.write()
-        if tracker is not None:
-            tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
-            tracker.log_metrics(record.metrics)
-            tracker.close(status, folder.path)
+    with stoppable():
+        try:
+            stop_if_requested()
+            tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
+            if tracker is not None:
+                result["mlflow_run_id"] = tracker.run_id
+                tracker.log_hyperparams(cfg)
+                record.loggers.append(tracker)
+            folder.write()
+            with Heartbeat(folder) as record.heartbeat:
+                yield record
+            stop_if_requested()
+            status = "finished"
+            result.pop("error", None)
+        except BaseException as error:
+            told = _outcome(error, folder)
+            status = status_of(told)
+            result["error"] = f"{type(told).__name__}: {told}"
+            if told is not error:
+                raise told from error
+            raise
+        finally:
+            with deferred():  # a second signal ends this too
+                result["status"] = status
+                folder.write()
+                if tracker is not None:
+                    tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
+                    tracker.log_metrics(record.metrics)
+                    tracker.close(status, folder.path)
+
+
+def _outcome(error: BaseException, folder: RunFolder) -> BaseException:
+    """What an error of a study's body is to be told as."""
+    if requested() is not None:
+        stop = error if isinstance(error, Interrupted) else Interrupted(requested())
+        return Interrupted(stop.number, f"{stop}: continue with resume=auto")
+    return disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
 
 
 def status_of(error: BaseException) -> str:
@@ -148,7 +162,3 @@ def status_of(error: BaseException) -> str:
         return "nan"
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
     return "oom" if no_memory else "failed"
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)

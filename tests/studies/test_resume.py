@@ -1,6 +1,7 @@
 """A run that was killed and resumed is the run that was not."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -176,6 +177,42 @@ def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
             run(*STUDY, "trainer.val_check_interval=null", "resume=auto")
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert result_of(only_run())["status"] == "killed"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_run, monkeypatch, number):
+    load = replacement_study.load_language_model
+
+    def load_and_collect(*arguments):
+        def callback(phase, information):  # Python ignores what is raised here
+            gc.callbacks.remove(callback)
+            os.kill(os.getpid(), number)
+
+        gc.callbacks.append(callback)
+        gc.collect()
+        return load(*arguments)
+
+    monkeypatch.setattr(replacement_study, "load_language_model", load_and_collect)
+    with pytest.raises(Interrupted) as caught:
+        run(*STUDY)
+    assert caught.value.code == 128 + number
+    assert result_of(only_run())["status"] == "killed"
+    assert run(*STUDY, "resume=auto") == only_run()
+    assert result_of(only_run())["status"] == "finished"
+
+
+def test_a_library_that_makes_a_failure_of_a_signal(run, only_run, monkeypatch):
+    def load(*arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("cannot load") from error
+
+    monkeypatch.setattr(replacement_study, "load_language_model", load)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: continue with resume=auto"):
+        run(*STUDY)
+    assert result_of(only_run())["status"] == "killed"
 
 
 def test_asked_twice_it_stops_at_once(run, only_run, interrupt):

@@ -8,6 +8,7 @@ collector, or of a library that keeps all exceptions to itself, is lost; the not
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,14 +46,16 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
     _contexts += 1
+    sys.unraisablehook = lambda lost: None if issubclass(lost.exc_type, Interrupted) else hook(lost)  # it is noted
     try:
         handle_signals()
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
         _contexts -= 1
         if not _contexts:
             _requested = None

@@ -62,7 +62,11 @@ def _launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str
 
     @hydra.main(config_path=conf, config_name=config_name, version_base="1.3")
     def job(cfg: Any) -> Any:
-        return run(cfg)
+        try:
+            return run(cfg)
+        except Exception:
+            stop_if_requested()  # a library may have made this error of the signal
+            raise
 
     job()
 
@@ -85,6 +89,7 @@ def _out_of_the_way() -> str:
 
 def exit_with(error: UserError) -> None:
     """Print what is wrong, one line each, and end with the status for wrong usage."""
+    stop_if_requested()  # a library may have made this error of the signal
     if not is_first():
         sys.exit(USAGE_STATUS)  # the first process tells it
     count = len(error.messages)

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_modules import stopping
 from lightning_modules.stopping import Interrupted
+from registries.partial_files import partial_file
 
 
 class StepCheckpoint(Callback):
@@ -56,7 +57,7 @@ class StepCheckpoint(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        partial = partial_file(self.path)
         try:
             trainer.save_checkpoint(partial, weights_only=False)  # optimizer and position too
             if trainer.is_global_zero:

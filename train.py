@@ -84,6 +84,7 @@ def job(cfg: Any) -> float:
     from hydra.types import RunMode
 
     from lightning_modules.processes import process_count
+    from lightning_modules.stopping import stop_if_requested
     from registries import UserError
     from studies.launch import exit_with
 
@@ -91,6 +92,7 @@ def job(cfg: Any) -> float:
     try:
         return run(cfg)["metrics"].get("val/loss", float("inf"))
     except Exception as error:
+        stop_if_requested()  # a library may have made this error of the signal
         if not sweeping and isinstance(error, UserError):
             exit_with(error)
         if not sweeping:

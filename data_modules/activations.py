@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from registries.partial_files import clear_partial_files, partial_file
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ActivationCache:
 
     def __init__(self, cache_dir: str | Path, max_gb: float, enabled: bool = True):
         self.folder = Path(cache_dir).expanduser() / FOLDER
-        self.max_bytes = int(max_gb * GIGABYTE)
+        self.max_bytes = int(min(max_gb, GIGABYTE) * GIGABYTE)  # a larger number than any disk may be no integer
         self.enabled = enabled
         self._uncached: set[str] = set()  # places for which there is no room
 
@@ -69,13 +69,16 @@ class ActivationCache:
             self._uncached.update(places)
             return False
         self._uncached.difference_update(places)
+        names = {_name(block) for block in blocks}
+        present = sum(min(entries, len(names & _names(self.folder / place))) for place in places)
+        needed = (entries * len(places) - present) * entry_bytes
+        if not needed and not os.access(self.folder, os.W_OK):
+            return True  # everything is there to be read, and nothing can be removed
         with _write_errors(self.folder):
             for place in places:
                 (self.folder / place).mkdir(parents=True, exist_ok=True)
                 os.utime(self.folder / place)
-        names = {_name(block) for block in blocks}
-        present = sum(min(entries, len(names & _names(self.folder / place))) for place in places)
-        needed = (entries * len(places) - present) * entry_bytes
+            clear_partial_files(self.folder.glob("*/*.part*"))
         self._evict(self.max_bytes - needed, set(places), names)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -188,7 +191,7 @@ def _read(file: Path) -> Tensor | None:
 def _write(file: Path, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     content = save({"states": tensor}, metadata={"crc32": str(_crc32(tensor))})
-    aside = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    aside = partial_file(file)
     with _write_errors(file.parent):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from registries.partial_files import clear_partial_files, partial_file
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
@@ -23,23 +24,45 @@ log = logging.getLogger(__name__)
 def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors in `path`; where it is not there or damaged they are made and written.
 
-    Of several processes that ask at once, one makes the entry and the others wait for it.
+    Of several processes that ask at once, one makes the entry and the others wait for it. An entry that is there needs
+    no lock, so that a cache which cannot be written is read all the same.
 
     Raises:
         UserError: the folder cannot be written.
     """
     with _folder_errors(path.parent):
+        tensors, damaged = _read(path), path.exists()
+    if tensors is not None:
+        return tensors
+    with _folder_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         lock.acquire()
     try:
-        tensors = _read(path)
+        tensors = None if damaged else _read(path)  # another process may have made it meanwhile
         if tensors is None:
             tensors = make()
             _write(path, tensors)
         return tensors
     finally:
         lock.release()
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, compared with the checksum in its metadata (earlier versions wrote none).
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (it is no mapping)
+            expected = (content.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and has errors of its own
+        raise UserError(f"{file} is damaged ({error}); run the study again") from error
+    if expected not in (None, tensors_sha256(tensors)):
+        raise UserError(f"{file} is damaged (its content does not fit its checksum); run the study again")
+    return tensors
 
 
 def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
@@ -70,8 +93,9 @@ def _read(path: Path) -> dict[str, torch.Tensor] | None:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     content = save(tensors, metadata={"sha256": tensors_sha256(tensors)})
-    aside = path.with_suffix(".part")  # the lock is held, so a file of that name is a killed process's
+    aside = partial_file(path)
     with _folder_errors(path.parent):
+        clear_partial_files(path.parent.iterdir())
         try:
             aside.write_bytes(content)
             os.replace(aside, path)

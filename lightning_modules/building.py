@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from data_modules import build_data_module
 from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
+from data_modules.token_cache import read_tensors
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import CrossModelModule
@@ -41,6 +43,8 @@ from registries.placements import CHANGES_WEIGHTS, linears
 from registries.plugins import import_plugins
 from registries.registry import parameters
 
+log = logging.getLogger(__name__)
+
 BFLOAT16_WIDTH = 512
 PLACEMENT_BATCHES = 8  # of training data, where an init looks at it
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
@@ -48,6 +52,7 @@ BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_STAGE = "adapter"  # the stage that trains what lies between two models
 COMPRESSOR_STAGE = "compressor"  # the same of what is between a text and its soft tokens
+CONFIG_KEYS = ("model", "replacement", "dataset", "optimizer", "trainer", "seed", "plugins", "cache_dir")
 LATER_GROUPS = ("placement", "adapter", "compressor", "source")  # which the configs of earlier versions do not have
 
 
@@ -161,20 +166,16 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     Raises:
         UserError: the folder is no run's, the run trained something but has not finished, or the weights do not fit.
     """
-    from omegaconf import OmegaConf
-
     run_dir = Path(run_dir)
     for name in ("config.yaml", "result.json"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
-    cfg = {group: {"name": "none"} for group in LATER_GROUPS} | OmegaConf.to_container(
-        OmegaConf.load(run_dir / "config.yaml")
-    )
+    result = _read_mapping(run_dir / "result.json", ("status",))
+    cfg = {group: {"name": "none"} for group in LATER_GROUPS} | _read_config(run_dir, result)
     import_plugins(cfg["plugins"])
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     _replace(module, cfg)
-    result = json.loads((run_dir / "result.json").read_text())
     of_the_model = set(result.get("stages", {})) - {ADAPTER_STAGE, COMPRESSOR_STAGE}
     if result["status"] != "finished" or of_the_model:  # else nothing of it was trained
         for stage in build_stages(cfg, workspace(module, cfg)).values():
@@ -191,6 +192,36 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
 
         reload(module, cfg, run_dir / BRIDGE_WEIGHTS)
     return module
+
+
+def _read_config(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run; where its own file is damaged, as `result.json` holds it too."""
+    try:
+        return _read_mapping(run_dir / "config.yaml", CONFIG_KEYS)
+    except UserError as error:
+        if not isinstance(result.get("config"), dict) or not result["config"].keys() >= set(CONFIG_KEYS):
+            raise
+        log.warning("%s; the config is taken from result.json", error)
+        return result["config"]
+
+
+def _read_mapping(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON or YAML file of a run, as plain data. Raises UserError where it is damaged, or lacks one of the keys."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        json_text = file.suffix == ".json"
+        content = json.loads(file.read_text()) if json_text else OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it holds no mapping")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise UserError(f"{file} is damaged: it has no {missing[0]!r}")
+    return content
 
 
 def workspace(module: CausalLMModule, cfg: Mapping[str, Any], code: str = "", **of_run: Any) -> Workspace:
@@ -226,15 +257,9 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the run has not finished, or the file is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not file.is_file():
         raise UserError(f"{file.parent.parent} has no trained weights ({file.name}): the run has not finished")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}); run the study again") from error
+    return read_tensors(file)
 
 
 def restore(module: CausalLMModule, file: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.token_cache import read_tensors, tensors_sha256
 from lightning_modules.placement import ADAPTER, Placed, inject, lora_parameters
 from registries.registry import UserError
 
@@ -37,7 +38,7 @@ def save_adapter(model: nn.Module, placed: Placed, folder: Path, base: str | Non
         config["init_lora_weights"] = True
     named = get_peft_model_state_dict(model, state_dict=tensors, adapter_name=ADAPTER)
     named = {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in named.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt", "sha256": tensors_sha256(named)})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
@@ -58,16 +59,19 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     """Add what `save_adapter` wrote to a plain model, in place.
 
     Raises:
-        UserError: the folder holds no adapter.
+        UserError: the folder holds no adapter, or a damaged one.
     """
     from peft import LoraConfig
     from peft.utils import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no LoRA (no adapter_config.json): the run has not finished")
-    inject(model, LoraConfig.from_pretrained(str(folder)), ADAPTER)
-    tensors = load_file(folder / "adapter_model.safetensors")
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'} is damaged ({error}); run the study again") from error
+    inject(model, config, ADAPTER)
+    tensors = read_tensors(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.float()  # as it was trained

@@ -154,6 +154,43 @@ def trainer_steps(trainer: Mapping[str, Any], train_blocks: int = 0, batch_size:
     return min(limits, default=None)
 
 
+def training_notes(name: str, stage: Stage, trainer: Mapping[str, Any], train_blocks: int) -> list[str]:
+    """What a stage's training does otherwise than the trainer's keys may be read: passes, and early stopping."""
+    return _passes_notes(name, stage, trainer["max_epochs"], train_blocks) + _stopping_notes(name, stage, trainer)
+
+
+def _passes_notes(name: str, stage: Stage, max_epochs: int | None, train_blocks: int) -> list[str]:
+    trained = stage.steps * stage.batch_size
+    if stage.scope != "model" or not max_epochs or not train_blocks or trained <= max_epochs * train_blocks:
+        return []
+    asked = max_epochs * train_blocks
+    why = (
+        f"every step has {stage.batch_size}; for exactly {max_epochs} take a batch size that divides {asked}"
+        if stage.steps == math.ceil(asked / stage.batch_size)
+        else "its own number of steps decides"
+    )
+    return [
+        f"{name}: {stage.steps} steps of {stage.batch_size} blocks are {trained / train_blocks:.2f} passes over the "
+        f"{train_blocks} training blocks, more than max_epochs={max_epochs}: {why}"
+    ]
+
+
+def _stopping_notes(name: str, stage: Stage, trainer: Mapping[str, Any]) -> list[str]:
+    patience, interval = (trainer["early_stopping"] or {}).get("patience"), trainer["val_check_interval"]
+    if not patience or not interval:
+        return []
+    if stage.scope != "model":
+        return [f"{name}: early stopping does not watch this stage, whose layers learn by themselves"]
+    longest = (stage.steps - 1) // (patience + 1)  # the first validation sets the mark
+    if interval <= longest:
+        return []
+    remedy = f"set trainer.val_check_interval to at most {longest}" if longest else "train longer"
+    return [
+        f"{name}: early stopping cannot end it: patience={patience} takes {patience + 1} validations, which come every "
+        f"{interval} steps, and there are {stage.steps} steps; {remedy}"
+    ]
+
+
 def _filled_in(name: str, keys: Mapping[str, Any], cfg: Mapping[str, Any], train_blocks: int) -> dict[str, Any]:
     """The keys of a stage, with the general settings where it has none of its own."""
     given = {key: value for key, value in keys.items() if value is not None}

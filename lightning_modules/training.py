@@ -18,6 +18,7 @@ from lightning_modules.callbacks.early_stopping import BestWeights
 from lightning_modules.callbacks.throughput import Throughput
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import process_count
+from lightning_modules.stopping import deferred, stoppable
 
 # Keys of the `trainer` config group that are not handed to Lightning's Trainer as they are.
 OWN_KEYS = (
@@ -68,7 +69,7 @@ def fit(
     patience = options["early_stopping"]["patience"]
     best = [BestWeights(**options["early_stopping"])] if patience and module.stage.scope == "model" else []
     interval = options["val_check_interval"]
-    with _quiet():
+    with _quiet(), stoppable(), deferred():  # the checkpoint callback stops it, at the next step
         trainer = _trainer(
             options,
             strategy="ddp" if process_count() > 1 else "auto",

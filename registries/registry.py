@@ -176,7 +176,8 @@ def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: 
     """What is wrong with `arguments` as keyword arguments of `target`: unknown, missing, ill-typed, out of range.
 
     Types and ranges come from the annotations (`Literal`, `Annotated[int, Field(ge=1)]`, ...) and are checked by
-    pydantic, strictly: the text "3" is no integer. Parameters named in `given` are supplied by the caller later.
+    pydantic, strictly: the text "3" is no integer, and inf and nan are no numbers. Parameters named in `given` are
+    supplied by the caller later.
     """
     return [message for messages in _wrong_arguments(target, arguments, label, given).values() for message in messages]
 
@@ -204,7 +205,8 @@ def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: 
         )
         for name, item in named.items()
     }
-    model = create_model("Arguments", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **types)
+    strictly = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    model = create_model("Arguments", __config__=strictly, **types)
     try:
         model(**{key: value for key, value in arguments.items() if key in types})
     except ValidationError as error:

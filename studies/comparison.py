@@ -15,11 +15,16 @@ Documents = Sequence[tuple[float, int]]  # (summed nll in nats, scored tokens) p
 
 
 class Ratio(NamedTuple):
-    """A ratio with the ends of its confidence interval."""
+    """A ratio with the ends of its confidence interval, which are infinitely far apart where there is none."""
 
     value: float
     low: float
     high: float
+
+    def named(self, name: str) -> dict[str, float]:
+        """As metrics: `name`, and with `_low` and `_high` the ends of the interval, if there is one."""
+        ends = {f"{name}_low": self.low, f"{name}_high": self.high}
+        return {name: self.value} | (ends if all(map(math.isfinite, ends.values())) else {})
 
 
 def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:

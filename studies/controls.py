@@ -61,6 +61,4 @@ def record_ratios(record: Record, controls: Mapping[str, RunFolder]) -> None:
                 **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": perplexity(loss)}
             )
         for name, documents in references.items():
-            ratio = ppl_ratio(ours, documents)
-            ends = {f"{prefix}{name}_low": ratio.low, f"{prefix}{name}_high": ratio.high}
-            record.folder.record(**{f"{prefix}{name}": ratio.value, **ends})
+            record.folder.record(**ppl_ratio(ours, documents).named(f"{prefix}{name}"))

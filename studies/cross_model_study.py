@@ -240,7 +240,7 @@ def train_adapter(
     shared = replace(workspace(module, cfg), batch_size=keys["batch_size"])
     stage = AdapterTraining(workspace=shared, module=module, steps=epochs * steps, **keys)
     # An epoch ends with a score of the translated states; early stopping goes by it.
-    by_epoch = {**cfg, "trainer": {**cfg["trainer"], "val_check_interval": steps}}
+    by_epoch = {**cfg, "trainer": {**cfg["trainer"], "val_check_interval": steps, "max_epochs": epochs}}
     watch = WatchCrossing(cfg, data, record, every)
     return train_stage(by_epoch, module, data, record, ADAPTER_STAGE, stage, [watch])
 

@@ -38,12 +38,12 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """metric -> (step, value), by step; where a resumed run repeated a step, the later value."""
     curves: dict[str, dict[int, float]] = {}
     file = folder / "curves.jsonl"
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
         try:
             point = json.loads(line)
-        except ValueError:  # the line that a kill cut short
+            step = point.pop("step")
+        except (ValueError, AttributeError, KeyError, TypeError):  # a line that a kill or the disk has damaged
             continue
-        step = point.pop("step")
         point.pop("epoch", None)
         for name, value in point.items():
             curves.setdefault(name, {})[step] = value

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_modules.stopping import stop_if_requested
 from registries.placements import Row
 
 # A file or a pipe has no width: wide enough for the table of a sweep.
@@ -19,7 +20,8 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """One line of progress, before a part of the work: here the process stops if it was asked to."""
+    stop_if_requested()
     console.print(text, markup=False)
 
 
@@ -94,7 +96,7 @@ def show_scores(result: Mapping[str, Any]) -> None:
     console.print(table)
     table = _table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
     for label, name in RATIOS.items():
-        if f"val/{name}_low" in metrics:
+        if f"val/{name}" in metrics and f"test/{name}" in metrics:
             table.add_row(
                 label, *itertools.chain(*(_interval(metrics, f"{split}/{name}") for split in ("val", "test")))
             )
@@ -186,7 +188,8 @@ def cell(line: Mapping[str, Any], title: str) -> str:
     if f"{title} +-" in line:
         text += f" +- {line[title + ' +-']:.2g}"
     if f"{title}, low" in line:
-        text += f" ({line[title + ', low']:.4f} - {line[title + ', high']:.4f})"
+        low, high = line[f"{title}, low"], line[f"{title}, high"]
+        text += f" ({low:.4f} - {high:.4f})" if math.isfinite(high) else f" ({NO_INTERVAL})"
     return text
 
 
@@ -196,6 +199,7 @@ def _four_digits(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
 
 
+NO_INTERVAL = "none: one document"
 RATIOS = {
     "the untouched model": "ppl_ratio",
     "the unmodified model, same training": "ppl_ratio_control",
@@ -204,6 +208,9 @@ RATIOS = {
 
 
 def _interval(metrics: Mapping[str, float], name: str) -> tuple[str, str]:
+    """A value and its confidence interval. One document (or question) has none: it says nothing about others."""
+    if f"{name}_low" not in metrics:
+        return _number(metrics[name]), NO_INTERVAL
     return _number(metrics[name]), f"{_number(metrics[name + '_low'])} - {_number(metrics[name + '_high'])}"
 
 

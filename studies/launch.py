@@ -11,13 +11,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_modules.processes import is_first, process_count
+from lightning_modules.stopping import Interrupted, stop_if_requested, stoppable
 from registries.registry import UserError
 
 USAGE_STATUS = 2
 
 
 def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str] | None = None) -> None:
-    """Check the command line, then let Hydra run the job or the sweep; user errors end the process with status 2."""
+    """Check the command line, then let Hydra run the job or the sweep.
+
+    User errors end the process with status 2, Ctrl-C and SIGTERM with 130 and 143.
+    """
+    try:
+        with stoppable():
+            _launch(run, config_name, arguments)
+            stop_if_requested()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped by SIGINT", file=sys.stderr)
+        sys.exit(stop.code if isinstance(stop, Interrupted) else 130)
+
+
+def _launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str] | None) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -48,7 +62,11 @@ def launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str]
 
     @hydra.main(config_path=conf, config_name=config_name, version_base="1.3")
     def job(cfg: Any) -> Any:
-        return run(cfg)
+        try:
+            return run(cfg)
+        except Exception:
+            stop_if_requested()  # a library may have made this error of the signal
+            raise
 
     job()
 
@@ -71,6 +89,7 @@ def _out_of_the_way() -> str:
 
 def exit_with(error: UserError) -> None:
     """Print what is wrong, one line each, and end with the status for wrong usage."""
+    stop_if_requested()  # a library may have made this error of the signal
     if not is_first():
         sys.exit(USAGE_STATUS)  # the first process tells it
     count = len(error.messages)

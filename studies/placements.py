@@ -21,7 +21,7 @@ from registries.registry import UserError, parameters
 from studies.display import show_placement
 from studies.figures import plot_heat_map
 from studies.recording import Record
-from studies.run_folder import write_text
+from studies.run_folder import read_checked, write_text
 
 PLACEMENT = "placement.json"
 
@@ -53,8 +53,8 @@ def record_placement(record: Record, name: str, placed: Placed) -> None:
 
 
 def read_placement(folder: Path) -> Mapping:
-    """What `record_placement` wrote to a run's folder."""
-    return json.loads((folder / PLACEMENT).read_text())
+    """What `record_placement` wrote to a run's folder. Raises UserError where it is damaged."""
+    return read_checked(folder / PLACEMENT)
 
 
 def main(*overrides: str) -> None:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
+from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
+from registries.partial_files import clear_partial_files
 from registries.registry import UserError
 from studies.curves import CurveFile
 from studies.fingerprint import fingerprint, relevant, versions
-from studies.run_folder import UNFINISHED, Heartbeat, RunFolder, at_work, disk_error, find_run, write_text
+from studies.run_folder import (
+    UNFINISHED,
+    Heartbeat,
+    RunFolder,
+    at_work,
+    clear_leftovers,
+    disk_error,
+    find_run,
+    make_folder,
+    worker,
+    write_text,
+)
 from studies.tracking import flatten, open_tracking
 
 
@@ -44,10 +58,35 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         UserError: `resume` names a folder of another config.
     """
     output_dir, mark = Path(cfg["output_dir"]), fingerprint(cfg, dataset["sha256"])
+    try:
+        make_folder(output_dir)
+        lock = FileLock(output_dir / "runs.lock")  # of several processes, one at a time chooses a run and marks it
+        lock.acquire()
+    except OSError as error:
+        raise disk_error(error, output_dir / "runs.lock") from error
+    try:
+        _clear_once(output_dir, Path(cfg["cache_dir"]).expanduser())
+        return _choose(cfg, dict(dataset), mark)
+    finally:
+        lock.release()
+
+
+@lru_cache(maxsize=8)
+def _clear_once(output_dir: Path, cache_dir: Path) -> None:
+    """Remove what killed processes have left, at the first run of this process."""
+    clear_leftovers(output_dir)
+    with suppress(OSError):  # a cache that is read-only is used as it is
+        clear_partial_files((cache_dir / "scores").glob("*.part*"))
+
+
+def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFolder:
+    """The folder of the run, marked as the work of this process."""
+    output_dir, about = Path(cfg["output_dir"]), {"config": cfg, "fingerprint": mark, "dataset": dataset}
+    about |= {"versions": versions(cfg), "mlflow_run_id": None}
     path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
     if path is not None:
         folder = RunFolder.open(path)
-        folder.result["status"] = "skipped"
+        folder.result = {**about, **folder.result, "status": "skipped"}
         return folder
     if cfg["resume"] == "auto":
         path = find_run(output_dir, mark, UNFINISHED)
@@ -56,22 +95,15 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
         result = RunFolder.open(path).result
         _require_same(result, cfg, mark)
         if at_work(result):
-            raise UserError(f"resume={path} is still at work, in process {result['pid']}")
+            raise UserError(f"resume={path} is still at work, {worker(path, result)}")
     if path is not None:
         folder = RunFolder.open(path)
+        folder.result = {**about, **folder.result}  # what its file lacks is the same for the same fingerprint
         if folder.result["status"] != "finished":
             folder.result["status"] = "running"
             folder.write()
         return folder
-    folder = RunFolder.create(
-        output_dir,
-        f"{_model_label(cfg['model'])}-{_operations(cfg)}",
-        config=cfg,
-        fingerprint=mark,
-        dataset=dict(dataset),
-        versions=versions(cfg),
-        mlflow_run_id=None,
-    )
+    folder = RunFolder.create(output_dir, f"{_model_label(cfg['model'])}-{_operations(cfg)}", **about)
     write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))
     return folder
 
@@ -90,8 +122,10 @@ def _operations(cfg: Mapping[str, Any]) -> str:
 
 
 def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:
-    if result["fingerprint"] == mark:
+    if result.get("fingerprint") == mark:
         return
+    if "config" not in result:
+        raise UserError(f"resume={cfg['resume']}: its result.json is damaged: it has no 'config'; use resume=never")
     old, new = flatten(relevant(result["config"])), flatten(relevant(cfg))
     changed = [
         f"{key}={old.get(key)} there, {new.get(key)} here"
@@ -104,36 +138,50 @@ def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) 
 
 @contextmanager
 def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
-    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store."""
+    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store.
+
+    Raises:
+        Interrupted: the process was asked to stop, also where that came out of the body as another error.
+    """
     record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
     output_dir, result = Path(cfg["output_dir"]), folder.result
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
-        if tracker is not None:
-            result["mlflow_run_id"] = tracker.run_id
-            tracker.log_hyperparams(cfg)
-            record.loggers.append(tracker)
-        folder.write()
-        with Heartbeat(folder) as record.heartbeat:
-            yield record
-        status = "finished"
-        result.pop("error", None)
-    except BaseException as error:
-        status = status_of(error)
-        told = disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
-        result["error"] = f"{type(told).__name__}: {told}"
-        if told is not error:
-            raise told from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        result["status"] = status
-        folder.write()
-        if tracker is not None:
-            tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
-            tracker.log_metrics(record.metrics)
-            tracker.close(status, folder.path)
+    with stoppable():
+        try:
+            stop_if_requested()
+            with Heartbeat(folder) as record.heartbeat:  # first, since a store may take its time to answer
+                tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
+                if tracker is not None:
+                    result["mlflow_run_id"] = tracker.run_id
+                    tracker.log_hyperparams(cfg)
+                    record.loggers.append(tracker)
+                folder.write()
+                yield record
+            stop_if_requested()
+            status = "finished"
+            result.pop("error", None)
+        except BaseException as error:
+            told = _outcome(error, folder)
+            status = status_of(told)
+            result["error"] = f"{type(told).__name__}: {told}"
+            if told is not error:
+                raise told from error
+            raise
+        finally:
+            with deferred():  # a second signal ends this too
+                result["status"] = status
+                folder.write()
+                if tracker is not None:
+                    tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
+                    tracker.log_metrics(record.metrics)
+                    tracker.close(status, folder.path)
+
+
+def _outcome(error: BaseException, folder: RunFolder) -> BaseException:
+    """What an error of a study's body is to be told as."""
+    if requested() is not None:
+        stop = error if isinstance(error, Interrupted) else Interrupted(requested())
+        return Interrupted(stop.number, f"{stop}: continue with resume=auto")
+    return disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
 
 
 def status_of(error: BaseException) -> str:
@@ -148,7 +196,3 @@ def status_of(error: BaseException) -> str:
         return "nan"
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
     return "oom" if no_memory else "failed"
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +13,28 @@ from typing import Any
 
 from lightning import Callback
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from data_modules.block_data_module import BlockDataModule
-from lightning_modules.building import ADAPTER_FOLDER, TRAINED_WEIGHTS, load_language_model, operate, workspace
+from data_modules.token_cache import tensors_sha256
+from lightning_modules.building import (
+    ADAPTER_FOLDER,
+    TRAINED_WEIGHTS,
+    load_language_model,
+    operate,
+    read_weights,
+    workspace,
+)
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
 from lightning_modules.preflight import check, exact_logits, require
 from lightning_modules.processes import from_first
-from lightning_modules.recovery import build_stages
+from lightning_modules.recovery import build_stages, training_notes
 from lightning_modules.stages import Stage
 from lightning_modules.surgery import bias_range
 from lightning_modules.training import fit
+from registries.partial_files import partial_file
 from registries.registry import UserError
 from studies.code import run_code
 from studies.curves import read_curves
@@ -34,6 +45,8 @@ from studies.placements import record_placement
 from studies.recording import Record
 from studies.run_folder import write_text
 from studies.scores import SPLITS, Scores, cached, cached_scores, score, scoring
+
+CHECKPOINT_KEYS = ("global_step", "state_dict", "stage", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
 def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
@@ -155,13 +168,14 @@ def train_stage(
     done = record.folder.result.setdefault("stages", {})
     first_step = sum(earlier["steps"] for key, earlier in done.items() if key != name)
     if name in done:
-        for key, tensor in load_file(folder / "weights.safetensors").items():
-            parameters[key].data.copy_(tensor)
+        restore_stage(parameters, folder / "weights.safetensors")
     else:
         show_parameters(name, parameters)
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
         say(f"{name}: {stage.steps} steps of {stage.batch_size} x {data.settings.block_size} tokens{since}")
+        for note in training_notes(name, stage, cfg["trainer"], len(data.train_blocks)):
+            say(note)
         for logger in record.loggers:
             logger.first_step = first_step
         loader = data.fit_loader(stage.steps, start, stage.batch_size, name)
@@ -195,8 +209,34 @@ def _held_out(module: CausalLMModule, stage: Stage, data: BlockDataModule, name:
     return {f"{name}/{part}": (value / count).item() for part, value in sums.items()}
 
 
+def restore_stage(parameters: Mapping[str, Any], file: Path) -> None:
+    """Put the weights of a stage that was finished before into its parameters, in place.
+
+    Raises:
+        UserError: the file is not there, damaged, or of other parameters.
+    """
+    remedy = f"remove {file.parent.parent.parent} and run the study again"
+    if not file.is_file():
+        raise UserError(f"the weights {file} of a finished stage are gone; {remedy}")
+    try:
+        weights = read_weights(file)
+    except UserError as error:
+        raise UserError(f"{error}, or {remedy}") from error
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (weights, parameters)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"the weights {file} are of other parameters than this stage trains; {remedy}")
+    for name, tensor in weights.items():
+        parameters[name].data.copy_(tensor)
+
+
 def _completed_steps(folder: Path) -> int:
-    """Steps that the checkpoint of a stage has behind it."""
+    """Steps that the checkpoint of a stage has behind it.
+
+    A checkpoint is a zip archive with a checksum of every file in it, which torch does not compare when it reads.
+
+    Raises:
+        UserError: it is damaged.
+    """
     import pickle
 
     import torch
@@ -205,9 +245,20 @@ def _completed_steps(folder: Path) -> int:
     if not file.is_file():
         return 0
     try:
-        return torch.load(file, weights_only=True, mmap=True)["global_step"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start its stage anew") from error
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the content of {damaged} does not fit its checksum")
+        checkpoint = torch.load(file, weights_only=True, mmap=True)
+        missing = [key for key in CHECKPOINT_KEYS if key not in checkpoint]
+        if missing:
+            raise KeyError(*missing)
+        return checkpoint["global_step"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = error
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError) as error:
+        reason = error
+    raise UserError(f"the checkpoint {file} is damaged ({reason}); remove it to start its stage anew") from reason
 
 
 def _final(
@@ -282,21 +333,36 @@ def model_prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
 
 
 def write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: list[str]) -> None:
-    file = record.folder.path / "samples.json"
-    samples = (
-        json.loads(file.read_text()) if file.is_file() else [{"prompt": text} for text in cfg["samples"]["prompts"]]
-    )
+    file, prompts = record.folder.path / "samples.json", cfg["samples"]["prompts"]
+    samples = _read_samples(file)
+    if [sample["prompt"] for sample in samples] != list(prompts):
+        samples = [{"prompt": text} for text in prompts]
     for sample, text in zip(samples, texts, strict=True):
         sample[when] = text
     write_text(file, json.dumps(samples, indent=2, ensure_ascii=False))
 
 
-def save_weights(parameters: Mapping[str, Any], file: Path) -> None:
-    """Write weights as safetensors, aside and renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+def _read_samples(file: Path) -> list[dict[str, str]]:
+    """The samples that a file holds; none where it is damaged or not there."""
+    if not file.is_file():
+        return []
     try:
-        save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, partial)
+        samples = json.loads(file.read_text())
+    except ValueError:
+        samples = None
+    if isinstance(samples, list) and all(isinstance(sample, dict) and "prompt" in sample for sample in samples):
+        return samples
+    say(f"{file} is damaged: it is written anew, without the earlier samples")
+    return []
+
+
+def save_weights(parameters: Mapping[str, Any], file: Path) -> None:
+    """Write weights as safetensors with a checksum of their content, aside and renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_file(file)
+    tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+    try:
+        save_file(tensors, partial, metadata={"sha256": tensors_sha256(tensors)})
         partial.replace(file)
     except SafetensorError as error:
         if "os error 28" in str(error):  # a full disk is told in words only

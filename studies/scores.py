@@ -17,7 +17,7 @@ from lightning_modules.training import evaluate
 from registries.registry import UserError
 from studies.comparison import share_of_gap
 from studies.recording import Record
-from studies.run_folder import write_text
+from studies.run_folder import make_folder, read_checked, write_checked, write_text
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,12 @@ class Scores:
             metrics[f"{prefix}ppl_ratio"] = self.metrics["ppl"] / record.metrics[baseline]
         record.folder.record(**metrics)
         file = record.folder.path / DOCUMENTS
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        write_text(file, json.dumps(known | {prefix: self.documents}))
+        try:
+            known = read_checked(file) if file.is_file() else {}
+        except UserError as error:
+            print(f"{error}, or go on without what is not scored again")
+            known = {}
+        write_checked(file, known | {prefix: self.documents})
 
 
 def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -> Scores:
@@ -69,20 +73,28 @@ def record_share(record: Record, prefix: str, scores: Scores, floor: Scores, cei
     scores.record(record, prefix)
     share = share_of_gap(scores.documents, floor.documents, ceiling.documents)
     if share is not None:
-        ends = {"": share.value, "_low": share.low, "_high": share.high}
-        record.folder.record(**{f"{prefix}gap_closed{end}": value for end, value in ends.items()})
+        record.folder.record(**share.named(f"{prefix}gap_closed"))
 
 
 def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:
     """The documents' scores that a run recorded under a prefix.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the file is damaged.
     """
-    try:
-        return json.loads((folder / DOCUMENTS).read_text())[prefix]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} has no scores by document under {prefix!r}: run the study again") from error
+    file = folder / DOCUMENTS
+    known = read_checked(file) if file.is_file() else {}
+    if not _are_documents(known.get(prefix)):
+        raise UserError(f"{file} has no scores by document under {prefix!r}: remove {folder} and run the study again")
+    return known[prefix]
+
+
+def _are_documents(value: Any) -> bool:
+    """Whether this is a list of pairs of numbers: summed nll, scored tokens."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, (int, float)) for number in pair)
+        for pair in value
+    )
 
 
 def scoring(module: CausalLMModule, data: BlockDataModule, split: str) -> list[Any]:
@@ -104,24 +116,11 @@ def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]
 
 def _read_or_compute(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if file.is_file():
-        value = _undamaged(file)
-        if value is not None:
-            return value
-        log.warning("computing the damaged score %s anew", file)
+        try:
+            return read_checked(file, required=True)
+        except UserError as error:
+            log.warning("computing a score anew: %s", error.messages[0].partition(":")[0])
     value = compute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"value": value, "sha256": _sha256(value)}))
+    make_folder(file.parent)
+    write_checked(file, value)
     return value
-
-
-def _undamaged(file: Path) -> dict[str, Any] | None:
-    """The content of an entry; None where it is not what was written."""
-    try:
-        entry = json.loads(file.read_bytes())
-        return entry["value"] if entry["sha256"] == _sha256(entry["value"]) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

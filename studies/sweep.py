@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 
 from registries.registry import UserError
 from studies.comparison import CONFIDENCE, ppl_ratio
-from studies.run_folder import read_result, write_text
+from studies.run_folder import make_folder, readable, write_text
 
 JOBS = "jobs"
 
@@ -106,6 +106,19 @@ def note_job(folder: Path) -> None:
 class Summary(Callback):
     """Hydra's callback for the end of a sweep."""
 
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """Make the folder and what Hydra writes there first, for which it has no message where the disk is full."""
+        from omegaconf import OmegaConf
+
+        from studies.launch import exit_with
+
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            make_folder(folder)
+            write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        except UserError as error:
+            exit_with(error)
+
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if (folder / JOBS).is_dir():
@@ -118,7 +131,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     from studies.figures import plot_pareto
     from studies.tracking import log_sweep
 
-    runs = [(path, read_result(path)) for path in sweep_runs(folder)]
+    runs = list(readable(sweep_runs(folder)))
     settings = group(runs)
     finished = [setting for setting in settings if setting.runs]
     table, baselines = summary_table(settings), _baselines(runs)

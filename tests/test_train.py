@@ -8,6 +8,8 @@ import weakref
 
 import pytest
 
+import data_modules
+import score
 import train
 from lightning_modules.causal_lm import CausalLMModule
 from studies.launch import launch
@@ -87,6 +89,24 @@ def test_a_sweep_stops_after_a_failed_job_if_asked_to(start, tmp_path):
     assert result["status"] == "nan"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("script", ["train.py", "score.py"])
+def test_a_signal_before_there_is_a_run(script, number, small, monkeypatch, tmp_path, capsys):
+    """It ends with the status that shells give to it, and with one line."""
+
+    def read(*arguments):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data_modules, "build_data_module", read)
+    job, name = {"train.py": (train.job, "config"), "score.py": (score.job, "score")}[script]
+    with pytest.raises(SystemExit) as caught:
+        launch(job, name, small())
+    assert caught.value.code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_ctrl_c_ends_the_sweep(start, monkeypatch, tmp_path):
     step = CausalLMModule.training_step
 
@@ -95,8 +115,9 @@ def test_ctrl_c_ends_the_sweep(start, monkeypatch, tmp_path):
         return step(self, *arguments)
 
     monkeypatch.setattr(CausalLMModule, "training_step", interrupted)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         start(*TRAINED, "seed=1,2", flags=["-m"])
+    assert caught.value.code == 130
     (result,) = results(tmp_path)
     assert result["status"] == "killed"
 

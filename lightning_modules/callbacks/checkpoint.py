@@ -9,12 +9,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-
-class Interrupted(SystemExit):
-    """The run was asked to stop (SIGTERM or Ctrl-C) and has written its checkpoint.
-
-    Not an Exception, so that nothing on the way takes it for a failure of its own; and without a traceback.
-    """
+from lightning_modules import stopping
+from lightning_modules.stopping import Interrupted
+from registries.partial_files import partial_file
 
 
 class StepCheckpoint(Callback):
@@ -30,17 +27,10 @@ class StepCheckpoint(Callback):
 
     def __init__(self, folder: Path, every_n_steps: int):
         self.path, self.every_n_steps = folder / "last.ckpt", every_n_steps
-        self.requested: int | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        # Before Lightning sets its own handler, which would outlive the training if it were what is put back.
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Not earlier: Lightning's own handler of SIGTERM, which ends training amid a validation, is set before this.
-        for number in self._handlers:
-            signal.signal(number, self._request)
+        # Again, since Lightning has put its own handler of SIGTERM, which ends training amid a validation, before ours.
+        stopping.handle_signals()
         loop = trainer.fit_loop.epoch_loop
         if loop.restarting:
             # Lightning expects checkpoints from within a batch and counts the batch that was about to begin as seen:
@@ -48,33 +38,26 @@ class StepCheckpoint(Callback):
             loop.batch_progress.total.ready = loop.batch_progress.total.started
             loop._batches_that_stepped -= 1
 
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         due = trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False):
-            self.requested = self.requested or signal.SIGTERM  # another process was asked: all stop at this step
-        if due or self.requested is not None:
+        if trainer.world_size > 1:
+            asked = stopping.requested() is not None
+            if trainer.strategy.reduce_boolean_decision(asked, all=False) and not asked:
+                stopping.request(signal.SIGTERM)  # another process was asked: all stop at this step
+        if due or stopping.requested() is not None:
             self._save(trainer)
         self.stop_if_requested(trainer)
 
     def stop_if_requested(self, trainer: Trainer) -> None:
         """Raise Interrupted if the process was asked to stop."""
-        if self.requested is not None:
-            name = signal.Signals(self.requested).name
-            raise Interrupted(f"stopped by {name} at step {trainer.global_step}: continue with resume=auto")
-
-    def _request(self, number: int, frame: Any) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt  # asked twice: at once
-        self.requested = number
+        number = stopping.requested()
+        if number is not None:
+            name = signal.Signals(number).name
+            raise Interrupted(number, f"stopped by {name} at step {trainer.global_step}")
 
     def _save(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        partial = partial_file(self.path)
         try:
             trainer.save_checkpoint(partial, weights_only=False)  # optimizer and position too
             if trainer.is_global_zero:

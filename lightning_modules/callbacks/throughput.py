@@ -9,13 +9,14 @@ import torch
 from lightning import Callback
 
 from lightning_modules.inputs import is_real
+from lightning_modules.stopping import stop_if_requested
 
 WARM_UP_BATCHES = 2
 _STATE = ("seconds", "batches", "tokens", "counted_seconds", "counted_tokens")
 
 
 class Throughput(Callback):
-    """Times training steps or, in `trainer.validate`, scored batches.
+    """Times training steps or, in `trainer.validate`, scored batches, before each of which the process may stop.
 
     Attributes:
         seconds: time in batches, warm-up included; carried over a resume.
@@ -48,6 +49,7 @@ class Throughput(Callback):
             self._stop(batch)
 
     def _start(self) -> None:
+        stop_if_requested()
         _synchronize()
         self._started = time.perf_counter()
 

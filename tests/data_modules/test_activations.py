@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_modules.activations import GIGABYTE, ActivationCache, place
 from registries import UserError
+from registries.partial_files import machine
 
 Usage = namedtuple("Usage", "total used free")
 WIDTH, LENGTH = 64, 5
@@ -455,3 +456,28 @@ def test_two_threads_that_write_the_same_entry_do_no_harm(cache, tmp_path, monke
         thread.join()
     assert errors == []
     assert len(files(tmp_path)) == 1
+
+
+def test_a_complete_cache_needs_nothing_to_be_written(cache, monkeypatch):
+    compute = Counting(["a"])
+    cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    states = cache().fetch(["a"], BLOCKS, compute)
+
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    for owner, name in ((os, "utime"), (Path, "mkdir"), (Path, "write_bytes"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, read_only)
+    assert cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    assert cache().fetch(["a"], BLOCKS, compute)["a"].equal(states["a"])
+    assert len(compute.seen) == len(BLOCKS)
+
+
+def test_partial_files_of_killed_processes_are_removed(cache):
+    folder = cache().folder / "another place"
+    folder.mkdir(parents=True)
+    left = folder / f".x.safetensors.999999999-1-{machine()}.partial"
+    left.write_bytes(b"half")
+    cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    assert not left.exists()

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from data_modules import token_cache, tokens
 from data_modules.documents import Document, Stream
 from data_modules.tokens import token_bytes, tokenize, tokenizer_fingerprint
+from registries.partial_files import machine
 from registries.registry import UserError
 
 DOCUMENTS = [Document("a", "The quick fox"), Document("b", "naïve café"), Document("c", "dog")]
@@ -173,3 +174,23 @@ def test_cache_errors_of_the_maker_are_not_mistaken_for_a_full_disk(tmp_path):
 
     with pytest.raises(OSError, match="not the cache's"):
         token_cache.cached(tmp_path / "x.safetensors", make)
+
+
+def test_a_complete_cache_needs_nothing_to_be_written(tokenizer, tmp_path, monkeypatch, count_calls):
+    first = tokenize(DOCUMENTS, tokenizer, tmp_path)
+
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(token_cache.FileLock, "acquire", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert tokenize(DOCUMENTS, tokenizer, tmp_path).ids.equal(first.ids)
+    assert len(count_calls) == 1
+
+
+def test_partial_files_of_killed_processes_are_removed(tokenizer, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    left = tmp_path / "tokens" / f".x.safetensors.999999999-1-{machine()}.partial"
+    left.write_bytes(b"half")
+    tokenize(DOCUMENTS, tokenizer, tmp_path)
+    assert not left.exists()

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +178,32 @@ def test_a_gpu_without_bf16_keeps_frozen_weights_in_fp16(bfloat16, gpu, expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert resolve_dtype("auto", True, WIDE) == expected
     assert resolve_dtype("auto", False, WIDE) == torch.float32
+
+
+@pytest.mark.parametrize("content", ["", "[]", "model: {", "5", "model: {name: random}", "a: ${b}"])
+def test_a_damaged_config_is_taken_from_the_result(run, content, caplog):
+    folder = run("replacement=toroidal", "replacement.transfer_steps=0")
+    weights = load_module(folder).model.state_dict()
+    (folder / "config.yaml").write_text(content)
+    loaded = load_module(folder).model.state_dict()
+    assert all(loaded[name].equal(tensor) for name, tensor in weights.items())
+    assert "config.yaml is damaged" in caplog.text
+    (folder / "result.json").write_text(content)
+    with pytest.raises(UserError, match="result.json is damaged"):
+        load_module(folder)
+
+
+@pytest.mark.parametrize(
+    ("operation", "file"),
+    [
+        (("replacement=toroidal", "replacement.transfer_steps=0"), "checkpoints/trained.safetensors"),
+        (("placement=attention",), "adapter/adapter_model.safetensors"),
+    ],
+)
+def test_a_flipped_bit_in_what_was_trained(run, operation, file):
+    folder = run(*operation)
+    content = bytearray((folder / file).read_bytes())
+    content[-3] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{Path(file).name} is damaged .*checksum"):
+        load_module(folder)

@@ -1,6 +1,8 @@
 """Which stages a config asks for, and every mistake in them, told before the run starts."""
 
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 import train
 from lightning_modules.building import plain, workspace
-from lightning_modules.recovery import build_stages, recovery_plan, trainer_steps
+from lightning_modules.recovery import build_stages, recovery_plan, trainer_steps, training_notes
 from registries import ATTENTION
 from registries.models.random import RandomModel, byte_tokenizer
 from registries.registry import UserError
@@ -316,3 +318,54 @@ def test_checkpointing_a_core_that_does_not_compute_the_same_twice(restless, rec
     (message,) = errors(*restless, *own)
     assert message.startswith("trainer.gradient_checkpointing=true: replacement 'restless' forbids it")
     train.compose([*restless, f"recovery={recovery}"])
+
+
+# What training does otherwise than its keys may be read
+
+
+def notes_of(steps, batch_size, blocks, scope="model", patience=None, interval=None, max_epochs=None):
+    stage = SimpleNamespace(steps=steps, batch_size=batch_size, scope=scope)
+    stopping = {"patience": patience, "min_delta": 0.0}
+    options = {"max_epochs": max_epochs, "early_stopping": stopping, "val_check_interval": interval}
+    return training_notes("kl", stage, options, blocks)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "blocks", "max_epochs", "note"),
+    [
+        (
+            1,
+            8,
+            3,
+            1,
+            "1 steps of 8 blocks are 2.67 passes over the 3 training blocks, more than max_epochs=1: every",
+        ),
+        (7, 4, 13, 2, "are 2.15 passes .* for exactly 2 take a batch size that divides 26"),
+        (100, 4, 13, 2, "are 30.77 passes .*: its own number of steps decides"),
+        (6, 4, 12, 2, None),
+        (5, 4, 13, 2, None),
+        (100, 4, 13, None, None),
+    ],
+)
+def test_more_passes_than_asked_for_are_told(steps, batch_size, blocks, max_epochs, note):
+    notes = notes_of(steps, batch_size, blocks, max_epochs=max_epochs)
+    assert len(notes) == (note is not None)
+    assert not notes or re.search(note, notes[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "patience", "interval", "note"),
+    [
+        (100, 3, 250, "patience=3 takes 4 validations, .* every 250 steps, and there are 100 steps; .* at most 24"),
+        (100, 3, 25, "at most 24"),  # it would stop after the last step
+        (100, 3, 24, None),
+        (3, 3, 1, "train longer"),
+        (100, None, 250, None),
+    ],
+)
+def test_early_stopping_that_cannot_act_is_told(steps, patience, interval, note):
+    notes = notes_of(steps, 4, 12, patience=patience, interval=interval)
+    assert len(notes) == (note is not None)
+    assert not notes or re.search(note, notes[0])
+    if patience:
+        assert "does not watch" in notes_of(steps, 4, 12, "layers", patience, interval)[0]

@@ -166,3 +166,14 @@ def test_user_errors_hold_one_line_for_each_message():
 def test_nearest():
     assert nearest("toroidl", ["toroidal", "standard"]) == "; did you mean 'toroidal'?"
     assert nearest("xyz", ["toroidal"]) == "."
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+def test_what_is_not_finite_is_no_number(shapes, number):
+    def other(room: Annotated[float, Ge(0)] | None = None, sizes: list[float] | None = None):
+        pass
+
+    (message,) = shapes.check("circle", {"radius": number})
+    assert message == f"shape 'circle': radius={number} is not valid: Input should be a finite number"
+    assert signature_errors(other, {"room": number}, "it")
+    assert signature_errors(other, {"sizes": [1.0, number]}, "it")

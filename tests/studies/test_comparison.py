@@ -126,3 +126,9 @@ class TestShareOfGap:
     def test_other_documents_are_refused(self):
         with pytest.raises(UserError, match="not scored on the same documents"):
             share_of_gap(self.floor, self.floor, self.ceiling[:2])
+
+
+def test_an_interval_that_is_none_is_no_metric():
+    assert ppl_ratio([(20.0, 10)], [(10.0, 10)]).named("val/ppl_ratio") == {"val/ppl_ratio": pytest.approx(math.e)}
+    ratio = ppl_ratio([(20.0, 10), (3.0, 2)], [(10.0, 10), (2.0, 2)])
+    assert ratio.named("r") == {"r": ratio.value, "r_low": ratio.low, "r_high": ratio.high}

@@ -114,3 +114,10 @@ def test_margins_stand_in_the_cells_of_others_and_bits_per_byte_only_where_model
     }
     assert shown_columns([line], 1) == ["depth", "loss"]
     assert shown_columns([line], 2) == ["depth", "loss", "bits/byte"]
+
+
+def test_one_document_has_no_interval(printed):
+    display.show_scores(result(**SCORES, **{"val/ppl_ratio": 1.5, "test/ppl_ratio": 1.25}))
+    assert rows(printed())["the untouched model"] == ["1.5000", "none: one document", "1.2500", "none: one document"]
+    line = {"over the best": 1.5, "over the best, low": 0.0, "over the best, high": float("inf")}
+    assert cell(line, "over the best") == "1.5000 (none: one document)"

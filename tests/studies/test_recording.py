@@ -1,7 +1,9 @@
 """Status and sameness of runs."""
 
 import json
+import multiprocessing
 import os
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import train
 from lightning_modules.building import plain
 from lightning_modules.causal_lm import CausalLMModule, NonFiniteLoss
 from registries.registry import UserError
+from studies import recording
 from studies.fingerprint import fingerprint
 from studies.recording import open_run, status_of
 from studies.run_folder import RunFolder
@@ -109,3 +112,52 @@ def test_a_run_that_is_at_work_is_not_resumed(small, tmp_path):
         open_run(cfg, {"sha256": "sha"})
     cfg["resume"] = "auto"
     assert open_run(cfg, {"sha256": "sha"}).path != folder.path
+
+
+def choose(cfg, chosen, meet):
+    """In a process of its own: choose a run at the same moment as others, and stay at work until all have."""
+    meet.wait()
+    chosen.put(str(open_run(cfg, {"sha256": "sha"}).path))
+    meet.wait()
+
+
+def test_two_processes_at_the_same_moment_do_not_take_the_same_run(small, monkeypatch):
+    cfg = plain(train.compose(small("resume=auto")))
+    folder = open_run(cfg, {"sha256": "sha"})
+    folder.result["status"] = "killed"
+    folder.write()
+    find = recording.find_run
+
+    def slowly(*arguments):
+        path = find(*arguments)
+        time.sleep(0.2)
+        return path
+
+    monkeypatch.setattr(recording, "find_run", slowly)
+    fork = multiprocessing.get_context("fork")
+    meet, chosen = fork.Barrier(3, timeout=60), fork.SimpleQueue()
+    processes = [fork.Process(target=choose, args=(cfg, chosen, meet)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    paths = {chosen.get() for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(paths) == 3
+
+
+def test_what_a_result_lacks_is_filled_in(small):
+    cfg = plain(train.compose(small("resume=auto")))
+    folder = open_run(cfg, {"sha256": "sha"})
+    for key in ("config", "dataset", "versions", "mlflow_run_id"):
+        del folder.result[key]
+    folder.result["status"] = "failed"
+    folder.write()
+    assert open_run(cfg, {"sha256": "sha"}).path == folder.path
+    assert json.loads((folder.path / "result.json").read_text())["config"] == cfg
+
+
+def test_an_output_folder_that_cannot_be_written(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    cfg = plain(train.compose(small(f"output_dir={tmp_path / 'file' / 'outputs'}")))
+    with pytest.raises(UserError, match="cannot write to .*output_dir"):
+        open_run(cfg, {"sha256": "sha"})

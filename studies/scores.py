@@ -17,7 +17,7 @@ from lightning_modules.training import evaluate
 from registries.registry import UserError
 from studies.comparison import share_of_gap
 from studies.recording import Record
-from studies.run_folder import make_folder, read_checked, write_checked, write_text
+from studies.run_folder import make_folder, read_checked, write_checked
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """The end of a sweep: which run is best, by how much, and at what cost.
 
-Every job notes its run's folder in the sweep's folder. When the last job has ended, Hydra calls `Summary`: it prints a
-table (a line for each setting, several seeds together) and writes there `summary.csv` (a line for each run),
-`summary.json` (the table) and plots; the tracking store gets them as a run that is the parent of the jobs' runs.
+Every job notes its run's folder in the sweep's folder (`studies.jobs`). When the last job has ended, Hydra calls
+`Summary`: it prints a table (a line for each setting, several seeds together) and writes there `summary.csv` (a line
+for each run), `summary.json` (the table, and what failed) and plots; the tracking store gets them as a run that is the
+parent of the jobs' runs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from hydra.experimental.callback import Callback
 
 from registries.registry import UserError
 from studies.comparison import CONFIDENCE, ppl_ratio
-from studies.run_folder import make_folder, readable, write_text
-
-JOBS = "jobs"
+from studies.jobs import JOBS, Job, claim_for, end_sweep, failures
+from studies.run_folder import readable, write_text
 
 ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
 
@@ -93,36 +93,27 @@ class Setting:
 
 def note_job(folder: Path) -> None:
     """Note the folder of a job's run in the sweep's folder; nothing where no sweep is running."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return
-    jobs = Path(HydraConfig.get().sweep.dir) / JOBS
-    jobs.mkdir(parents=True, exist_ok=True)
-    write_text(jobs / f"{HydraConfig.get().job.num:05d}", str(folder.resolve()))
+    job = Job.current()
+    if job is not None:
+        job.note_folder(folder)
 
 
 class Summary(Callback):
-    """Hydra's callback for the end of a sweep."""
+    """Hydra's callback for the start and the end of a sweep."""
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
-        """Make the folder and what Hydra writes there first, for which it has no message where the disk is full."""
         from omegaconf import OmegaConf
 
         from studies.launch import exit_with
 
-        folder = Path(config.hydra.sweep.dir)
         try:
-            make_folder(folder)
-            write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+            claim_for(config)  # and write what Hydra writes there first, for which it has no message on a full disk
+            write_text(Path(config.hydra.sweep.dir) / "multirun.yaml", OmegaConf.to_yaml(config))
         except UserError as error:
             exit_with(error)
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if (folder / JOBS).is_dir():
-            summarise(folder, config)
+        end_sweep(Path(config.hydra.sweep.dir), config)
 
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
@@ -140,15 +131,21 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     if any(len(some) > 1 for some in alike):
         tables["each at its best learning rate"] = [some[0] for some in alike]
     for title, lines in tables.items():
-        show_settings(title, lines, baselines)
+        if lines:
+            show_settings(title, lines, baselines)
     _write_csv(runs, folder / "summary.csv")
-    write_text(folder / "summary.json", json.dumps({"untouched": baselines, **tables}, indent=2))
+    failed = failures(folder)
+    write_text(folder / "summary.json", json.dumps({"untouched": baselines, **tables, "failed": failed}, indent=2))
     if len(finished) > 1:
         for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
             points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
             if len({cost for cost, *_ in points.values()}) > 1:
                 plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
-    log_sweep(cfg, folder, [result.get("mlflow_run_id") for _, result in runs])
+    log_sweep(cfg, folder)
+    if failed:
+        say(f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} of this sweep failed:")
+    for failure in failed:
+        say(f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}")
     say(str(folder))
 
 

@@ -1,70 +1,63 @@
-"""The MLflow run of a run: buffered metrics, flat parameters, artifacts."""
+"""The MLflow run of a run: a copy of what its folder holds, made beside the training by a thread.
+
+The folder is the account of a run (`curves.jsonl`, `result.json`), the store has a copy. Whatever the store does, the
+run goes on; what could not be sent is sent when the store answers again, at the next start of any run in the same
+output folder, or by `python -m studies.track`. How far the copy has come stands in the folder's `tracking.json`.
+"""
 
 from __future__ import annotations
 
-import logging
+import json
+import queue
+import re
+import sys
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger
 
+from lightning_modules.processes import is_first
 from registries.registry import UserError
+from studies.curves import Point, latest, read_points
+from studies.run_folder import RunFolder, read_result, write_text
+from studies.store import OWN, Store, in_words, open_store, own_address, portable
 
-FLUSH_SECONDS = 10.0
-ANSWER_SECONDS = 10.0
-STATUSES = {"finished": "FINISHED", "killed": "KILLED"}  # everything else: FAILED
+SEND_SECONDS = 10.0
+CLOSE_SECONDS = 20.0  # that the end of a run waits for the store
+MEND_SECONDS = 5.0  # that it waits while the runs before it are sent
+STATE = "tracking.json"
+KEY = "graftlab.key"  # the tag by which a copy is found whose making was not answered
+STATUSES = {"finished": "FINISHED", "killed": "KILLED", "running": "RUNNING"}  # everything else: FAILED
+FILES = ("config.yaml", "result.json", "samples.json")
 
 
-def open_tracking(tracking: Mapping[str, Any], output_dir: Path, run_name: str, run_id: str | None) -> Logger | None:
-    """The logger of this config group; None for `tracking=none`. `run_id` continues an MLflow run."""
+def open_tracking(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> MLflowRun | None:
+    """What copies the run in this folder to the store of this config group; None for `tracking=none`."""
     if tracking["name"] == "none":
         return None
-    return MLflowRun(tracking["uri"], tracking["experiment"], output_dir, run_name, run_id)
+    import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
+
+    return MLflowRun(RunCopy(folder, place_of(tracking, folder, output_dir)))
 
 
 class MLflowRun(Logger):
-    """A Lightning logger that writes one MLflow run, a batch every ten seconds, so that steps do not wait for it.
+    """A Lightning logger that sends what the run's folder holds: every ten seconds, and with each checkpoint.
 
-    Lightning's own MLflowLogger writes every metric at once and cuts parameters at 250 characters.
-
-    Args:
-        uri: of the tracking store.
-        experiment: its name; made if it is not there.
-        output_dir: where the lock lies that keeps two processes from setting up one SQLite file at once.
-        run_name: shown in the UI.
-        run_id: an existing run to continue.
+    It sends in a thread of its own, which alone waits for the store, so that no step does.
     """
 
-    def __init__(self, uri: str, experiment: str, output_dir: Path, run_name: str, run_id: str | None = None):
+    def __init__(self, copy: RunCopy):
         super().__init__()
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        self.first_step = 0  # of the stage that is running: steps are counted through all stages
-        self._buffer: list[Any] = []
-        self._flushed = time.monotonic()
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # they tell each table that they set up
-        output_dir.mkdir(parents=True, exist_ok=True)
-        _require_answer(uri)
-        try:
-            with FileLock(output_dir / "mlflow.lock"):
-                self.client = MlflowClient(uri)
-                found = self.client.get_experiment_by_name(experiment)
-                artifacts = (output_dir / "artifacts").resolve().as_uri() if uri.startswith("sqlite") else None
-                identity = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
-            run = self.client.get_run(run_id) if run_id else self.client.create_run(identity, run_name=run_name)
-        except MlflowException as error:
-            raise UserError(
-                f"tracking.uri={uri}: {str(error).splitlines()[0]}; set tracking.uri, or tracking=none for none"
-            ) from error
-        self.run_id = run.info.run_id
-        self.client.update_run(self.run_id, status="RUNNING")
+        self.copy, self.first_step = copy, 0
+        self.problem: str | None = None  # why the last attempt failed
+        self.worker = Worker(lambda: self._attempt(copy.send_points), SEND_SECONDS)
+        self.worker.submit(lambda: self._attempt(copy.send_points))
+        self.worker.submit(self._mend)
 
     @property
     def name(self) -> str:
@@ -72,74 +65,406 @@ class MLflowRun(Logger):
 
     @property
     def version(self) -> str:
-        return self.run_id
+        return self.copy.folder.name
 
-    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Nested parameters, flattened to `group.key`; what the run already has is left as it is."""
-        from mlflow.entities import Param
-
-        known = self.client.get_run(self.run_id).data.params
-        new = [Param(key, str(value)[:6000]) for key, value in flatten(params).items() if key not in known]
-        for start in range(0, len(new), 100):  # MLflow's limit for one batch
-            self.client.log_batch(self.run_id, params=new[start : start + 100])
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the parameters are sent from the folder."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep the metrics for the next batch."""
+        """Nothing: CurveFile writes them to the folder, from where they are sent."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Send what there is, so that the store knows what a killed run goes on from."""
+        self.worker.submit(lambda: self._attempt(self.copy.send_points))
+
+    def close(self, folder: RunFolder) -> None:
+        """End the MLflow run as the folder's run has ended, with its scores and files; tell what could not be sent."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        self.worker.closing.set()
+        steps = [lambda: self.copy.settle(folder.result, running=True)]
+        steps += [lambda: self.copy.finish(folder.result)]
+        for step in steps:
+            sent = self.worker.submit(lambda step=step: self._attempt(step) or self._attempt(step))
+            if not sent.wait(deadline - time.monotonic()):
+                self.problem = self.problem or f"the store takes more than {CLOSE_SECONDS:.0f} s to answer"
+            if self.problem is not None:
+                break
+            if folder.result["mlflow_run_id"] != self.copy.run_id:
+                folder.result["mlflow_run_id"] = self.copy.run_id
+                folder.write()
+        self.worker.submit(self.copy.release)
+        self.worker.stop()
+        if self.problem is not None:
+            tell(
+                f"not in the tracking store: {self.problem}. All metrics are kept in the run's folder; send them with\n"
+                f"  python -m studies.track {folder.path}"
+            )
+
+    def _mend(self) -> None:
+        """Send what earlier runs of this output folder left, in five seconds at most where this run has ended."""
+        if self.problem is None:
+            started = time.monotonic()
+            late = lambda: self.worker.closing.is_set() and time.monotonic() - started > MEND_SECONDS  # noqa: E731
+            mend(self.copy, late)
+
+    def _attempt(self, send: Callable[[], None]) -> bool:
+        """Send something; what goes wrong is told once. Returns whether it went well."""
+        try:
+            with in_words(self.copy.address):
+                send()
+        except UserError as error:
+            if self.problem is None:
+                tell(f"tracking: {error}. The run goes on; its metrics are kept in its folder")
+            self.problem = str(error)
+            self.copy.forget()
+            return False
+        self.problem = None
+        return True
+
+
+class Worker:
+    """A thread that does one thing after another, and does not keep the process from ending.
+
+    Args:
+        idle: what it does when it had nothing to do for so many `seconds`.
+    """
+
+    def __init__(self, idle: Callable[[], Any], seconds: float):
+        self.closing = threading.Event()  # told to those that take long
+        self._idle, self._seconds = idle, seconds
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, task: Callable[[], Any]) -> threading.Event:
+        """Do this after all that was asked for before. Returns what is set when it is done."""
+        done = threading.Event()
+        self._tasks.put((task, done))
+        return done
+
+    def stop(self) -> None:
+        """End the thread after all that was asked for."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=self._seconds)
+            except queue.Empty:
+                self._idle()
+                continue
+            if task is None:
+                return
+            do, done = task
+            try:
+                do()
+            finally:
+                done.set()
+
+
+class RunCopy:
+    """The copy of a run's folder in a store; brought in line with the folder as often as it is asked to.
+
+    Args:
+        folder: of the run.
+        place: `uri` (portable) and `experiment` of a run that begins or goes on; None: what `tracking.json` says.
+        run_id: the MLflow run, where it is known and `tracking.json` does not tell it.
+
+    Attributes:
+        state: the content of `tracking.json`: where the copy is, which MLflow run it is, and whether all was sent.
+    """
+
+    def __init__(self, folder: Path, place: Mapping[str, str] | None = None, run_id: str | None = None):
+        self.folder, self.state = folder, read_state(folder)
+        if place is not None:
+            if any(self.state.get(key) != value for key, value in place.items()):
+                self.state = _new_state(place) | {"run_id": run_id}
+            self.state |= {"done": False, "ended": None}
+            self.write_state()
+        self._lock = FileLock(folder / ".tracking.lock", thread_local=False)
+        self.forget()
+
+    @property
+    def run_id(self) -> str | None:
+        return self.state["run_id"]
+
+    @property
+    def address(self) -> str:
+        """The store's, as it is told."""
+        return self.state["uri"].replace("${output_dir}", str(self.folder.parent.parent))
+
+    def write_state(self) -> None:
+        write_text(self.folder / STATE, json.dumps(self.state, indent=2))
+
+    def forget(self) -> None:
+        """Ask the store anew, the next time, what it holds."""
+        self._store: Store | None = None
+        self._stored: dict[tuple[str, int], list[str]] = {}  # metric and step -> the values that the store has
+        self._read = 0  # bytes of the curves
+        self._unsent: list[Point] = []
+
+    def take(self, seconds: float) -> bool:
+        """Keep other processes from sending this run; False if one is at it for longer than that."""
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let other processes send this run."""
+        self._lock.release(force=True)
+
+    def open(self, running: bool) -> None:
+        """Find or make the MLflow run, give it its parameters, and learn which points it has.
+
+        Raises:
+            UserError: the store cannot be used, or another process is sending this run.
+        """
+        if self._store is not None:
+            return
+        if not self._lock.is_locked and not self.take(CLOSE_SECONDS):
+            raise UserError(f"another process is sending {self.folder}; try again when it has ended")
+        store = open_store(self.state["uri"], self.state["experiment"], self.folder.parent.parent)
+        run = self._known_run(store) or self._create_run(store, {})
+        self.state |= {"run_id": run.info.run_id, "created": store.created}
+        self.write_state()
+        if running:
+            store.client.update_run(self.run_id, status="RUNNING")
+        for key in run.data.metrics:
+            for metric in store.client.get_metric_history(self.run_id, key):
+                self._stored.setdefault((key, metric.step), []).append(_comparable(metric.value))
+        self._send_parameters(store, run.data.params)
+        self._store = store
+
+    def _known_run(self, store: Store) -> Any:
+        """The MLflow run of an earlier attempt; None where there is none, or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        if self.run_id is None:  # an attempt whose answer did not come may have made one
+            tag = f"tags.`{KEY}` = '{self.state['key']}'"
+            return next(iter(store.client.search_runs([store.experiment], tag, max_results=1)), None)
+        try:
+            run = store.client.get_run(self.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _create_run(self, store: Store, tags: Mapping[str, str]) -> Any:
+        started = int((self.folder / "config.yaml").stat().st_mtime * 1000)
+        tags = {**tags, KEY: self.state["key"]}
+        return store.client.create_run(store.experiment, started, tags, self.folder.name)
+
+    def _send_parameters(self, store: Store, known: Mapping[str, str]) -> None:
+        """The config, flattened to `group.key`; what the run already has is left as it is."""
+        from mlflow.entities import Param
+
+        config = json.loads((self.folder / "result.json").read_text())["config"]
+        params = {_legal(key): str(value)[:6000] for key, value in flatten(config).items()}
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for start in range(0, len(new), 100):  # MLflow's limit for one batch
+            store.client.log_batch(self.run_id, params=new[start : start + 100])
+
+    def send_points(self) -> None:
+        """Send what the curves have and the store has not; where a resumed run repeats a step, the old value stays."""
+        self.open(running=True)
+        points, self._read = read_points(self.folder, self._read)
+        self._unsent += points
+        self._send([point for point in latest(self._unsent) if (_legal(point.name), point.step) not in self._stored])
+        self._unsent = []
+
+    def _send(self, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        at = self.first_step + (step or 0)
-        self._buffer += [Metric(key, float(value), now, at) for key, value in metrics.items() if key != "epoch"]
-        self.save()
+        for start in range(0, len(points), 1000):  # MLflow's limit for one batch
+            batch = points[start : start + 1000]
+            metrics = [Metric(_legal(name), value, int(moment * 1000), step) for name, step, value, moment in batch]
+            self._store.client.log_batch(self.run_id, metrics=metrics)
+            for metric in metrics:
+                self._stored.setdefault((metric.key, metric.step), []).append(_comparable(metric.value))
 
-    def save(self) -> None:
-        """Write what was kept if the last time was ten seconds ago; Lightning calls this with every logged step."""
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+    def settle(self, result: Mapping[str, Any], running: bool) -> None:
+        """Send all points, and the scores of a run that has finished; then the store has these and no others.
 
-    def flush(self) -> None:
-        """Write what was kept."""
-        for start in range(0, len(self._buffer), 1000):  # MLflow's limit for one batch
-            self.client.log_batch(self.run_id, metrics=self._buffer[start : start + 1000])
-        self._buffer, self._flushed = [], time.monotonic()
+        Points cannot be taken out of a store. Where it has others than the folder (a resumed run gave a step another
+        value, or a point came twice), a new MLflow run takes the place of the one that was there.
+        """
+        self.open(running)
+        if not self.state.get("ended"):
+            self.state["ended"] = time.time() if running else (self.folder / "result.json").stat().st_mtime
+            self.write_state()
+        expected: dict[tuple[str, int], dict[str, Point]] = {}
+        for point in latest(read_points(self.folder)[0]) + self._scores(result):
+            expected.setdefault((_legal(point.name), point.step), {})[_comparable(point.value)] = point
+        if any(
+            len(set(values)) < len(values) or not expected.get(place, {}).keys() >= set(values)
+            for place, values in self._stored.items()
+        ):
+            self._replace_run()
+        self._send(
+            [
+                point
+                for place, values in expected.items()
+                for value, point in values.items()
+                if value not in self._stored.get(place, ())
+            ]
+        )
 
-    def close(self, status: str, folder: Path) -> None:
-        """End the run: its last metrics, its files as artifacts, its status."""
-        self.flush()
-        for name in ("config.yaml", "result.json", "samples.json"):
-            if (folder / name).is_file():
-                self.client.log_artifact(self.run_id, str(folder / name))
+    def _scores(self, result: Mapping[str, Any]) -> list[Point]:
+        """The metrics of a finished run, at its last step, so that they are what is shown of it."""
+        if result["status"] != "finished":  # the run may go on, and score the same again
+            return []
+        step = sum(stage["steps"] for stage in result.get("stages", {}).values())
+        return [Point(name, step, value, self.state["ended"]) for name, value in result["metrics"].items()]
+
+    def _replace_run(self) -> None:
+        """A new MLflow run in the place of the one that is there, which can be restored."""
+        old = self._store.client.get_run(self.run_id)
+        run = self._create_run(self._store, old.data.tags)
+        self.state["run_id"], self._stored = run.info.run_id, {}
+        self.write_state()
+        self._send_parameters(self._store, {})
+        self._store.client.delete_run(old.info.run_id)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """End the MLflow run: the run's files as artifacts, its status."""
+        client, folder = self._store.client, self.folder
+        for file in FILES:
+            if (folder / file).is_file():
+                client.log_artifact(self.run_id, str(folder / file))
         for figure in sorted((folder / "figures").glob("*.png")):
-            self.client.log_artifact(self.run_id, str(figure), "figures")
-        self.client.set_tag(self.run_id, "status", status)
-        self.client.set_terminated(self.run_id, STATUSES.get(status, "FAILED"))
+            client.log_artifact(self.run_id, str(figure), "figures")
+        client.set_tag(self.run_id, "status", result["status"])
+        client.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"), int(self.state["ended"] * 1000))
+        self.state["done"] = True
+        self.write_state()
 
 
-def log_sweep(cfg: Mapping[str, Any], folder: Path, run_ids: Iterable[str | None]) -> None:
-    """A run for a sweep as a whole, the parent of its jobs' runs, with the files of the sweep's folder as artifacts."""
-    if cfg["tracking"]["name"] == "none":
-        return
-    tracking, output_dir = cfg["tracking"], Path(cfg["output_dir"])
-    run = MLflowRun(tracking["uri"], tracking["experiment"], output_dir, f"sweep_{folder.name}")
-    for identity in filter(None, run_ids):
-        run.client.set_tag(identity, "mlflow.parentRunId", run.run_id)
-    for file in sorted(folder.glob("*.*")):
-        run.client.log_artifact(run.run_id, str(file))
-    run.client.set_terminated(run.run_id, "FINISHED")
+def _legal(name: str) -> str:
+    """A name with the characters that MLflow allows."""
+    return re.sub(r"[^\w\-./: ]", "_", name)[:250]
 
 
-def _require_answer(uri: str) -> None:
-    """Raise UserError if nothing answers at the address of a server; MLflow itself would try for four minutes."""
-    if not uri.startswith("http"):
-        return
+def _comparable(value: float) -> str:
+    """A value in as many digits as every store keeps; an infinite one as MLflow stores it."""
+    largest = sys.float_info.max
+    return "nan" if value != value else f"{max(-largest, min(largest, value)):.12g}"
+
+
+def place_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dict[str, str]:
+    """Store and experiment that the copy of a folder belongs to, so that they can be found later, from anywhere."""
+    uri = portable(tracking["uri"], output_dir)
+    if uri == OWN and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
+        uri = own_address(output_dir)
+    return {"uri": uri, "experiment": tracking["experiment"]}
+
+
+def _new_state(place: Mapping[str, str]) -> dict[str, Any]:
+    """The state of what was not yet sent at all."""
+    return {**place, "key": uuid.uuid4().hex, "run_id": None, "done": False}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of a folder's `tracking.json`; empty where there is none, or it is damaged."""
     try:
-        urllib.request.urlopen(uri, timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:  # an answer
-        pass
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tracking.uri={uri}: no answer ({error}); start the server, set tracking.uri, or tracking=none for none"
-        ) from error
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) and {"uri", "experiment", "key", "run_id"} <= state.keys() else {}
+
+
+def send_run(copy: RunCopy) -> None:
+    """Bring the copy of a run that has ended in line with its folder.
+
+    Raises:
+        UserError: the run is at work, its folder is damaged, or the store cannot be used.
+    """
+    with in_words(copy.address):
+        result = read_result(copy.folder)
+        if result["status"] == "running":
+            raise UserError(f"{copy.folder} is still at work, in process {result['pid']}; it sends its metrics itself")
+        copy.settle(result, running=False)
+        stored = json.loads((copy.folder / "result.json").read_text())
+        if stored.get("mlflow_run_id") != copy.run_id:
+            write_text(copy.folder / "result.json", json.dumps({**stored, "mlflow_run_id": copy.run_id}, indent=2))
+        copy.finish(result)
+
+
+def mend(live: RunCopy, late: Callable[[], bool]) -> None:
+    """Send what other runs of the same output folder left: they were killed, or their store did not answer."""
+    for file in sorted(live.folder.parent.glob(f"*/{STATE}")):
+        state = read_state(file.parent)
+        if late() or state.get("done", True) or any(state[key] != live.state[key] for key in ("uri", "experiment")):
+            continue
+        copy = RunCopy(file.parent)
+        if not copy.take(0):
+            continue  # that run is at work, or another process sends it
+        try:
+            if read_result(copy.folder)["status"] != "running":
+                send_run(copy)
+        except UserError as error:
+            tell(f"tracking: what is left of {copy.folder} was not sent: {error}")
+        finally:
+            copy.release()
+
+
+def tell(text: str) -> None:
+    from studies.display import say
+
+    say(text)
+
+
+def log_sweep(cfg: Mapping[str, Any], folder: Path) -> None:
+    """A run for a sweep as a whole, the parent of its jobs' runs, with the files of the sweep's folder as artifacts."""
+    if cfg["tracking"]["name"] == "none" or not is_first():
+        return
+    import mlflow  # noqa: F401
+
+    place = place_of(cfg["tracking"], folder, Path(cfg["output_dir"]))
+    write_text(folder / STATE, json.dumps({**_new_state(place), **read_state(folder), "done": False}, indent=2))
+    problems = [f"the store takes more than {CLOSE_SECONDS:.0f} s to answer"]
+
+    def send() -> None:
+        try:
+            send_sweep(folder, place)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            problems.clear()
+
+    worker = Worker(lambda: None, SEND_SECONDS)
+    worker.submit(send).wait(CLOSE_SECONDS)
+    worker.stop()
+    if problems:
+        tell(f"the sweep is not in the tracking store: {problems[-1]}")
+        tell(f"send it with\n  python -m studies.track {folder}")
+
+
+def send_sweep(folder: Path, place: Mapping[str, str]) -> None:
+    """Send a sweep's files to this store, and make it the parent of its runs as far as the store has them.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    from studies.sweep import sweep_runs
+
+    state, output_dir = read_state(folder), folder.parent.parent
+    if any(state.get(key) != value for key, value in place.items()):
+        state = _new_state(place)
+    with in_words(state["uri"].replace("${output_dir}", str(output_dir))):
+        store = open_store(state["uri"], state["experiment"], output_dir)
+        if state["run_id"] is None or state.get("created") != store.created:
+            run = store.client.create_run(store.experiment, run_name=f"sweep_{folder.name}")
+            state |= {"run_id": run.info.run_id, "created": store.created}
+            write_text(folder / STATE, json.dumps(state, indent=2))
+        for child in filter(None, (read_state(path).get("run_id") for path in sweep_runs(folder))):
+            store.client.set_tag(child, "mlflow.parentRunId", state["run_id"])
+        for file in sorted(folder.glob("*.*")):
+            if file.is_file() and file.name != STATE and not file.name.startswith("."):
+                store.client.log_artifact(state["run_id"], str(file))
+        store.client.set_terminated(state["run_id"], "FINISHED")
+        write_text(folder / STATE, json.dumps({**state, "done": True}, indent=2))
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -64,3 +64,5 @@ class StepCheckpoint(Callback):
                 os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)

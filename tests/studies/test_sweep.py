@@ -117,6 +117,14 @@ def test_runs_that_did_not_finish_are_told(runs, tmp_path):
     assert only["not finished"] == "oom" and "loss" not in only
 
 
+def test_the_last_loss_of_a_failed_run_does_not_count(runs, tmp_path):
+    failed = {**result("mlp", 1e-3, 2, 0.5), "status": "failed"}  # it had been scored before it failed
+    best = group([*runs, (tmp_path, failed)])[0]
+    assert best.metric("val/loss") == [1.7, 1.8] and best.others == ["failed"]
+    (only,) = group([(tmp_path, failed)])
+    assert only.mean("val/loss") is None
+
+
 def test_other_data_is_not_compared(runs):
     (runs[0][0] / "documents.json").write_text(json.dumps({"val/": [(1.0, 3)]}))
     lines = summary_table(group(runs))
@@ -136,7 +144,7 @@ def test_a_summary_is_written(runs, tmp_path, capsys):
     assert sweep_runs(sweep) == [folder for folder, _ in runs]
     summarise(sweep, {"tracking": {"name": "none"}, "output_dir": str(tmp_path)})
     written = json.loads((sweep / "summary.json").read_text())
-    assert written["untouched"] == {"random on text": 3.0}
+    assert written["untouched"] == {"random on text": 3.0} and written["failed"] == []
     best = written["each at its best learning rate"]
     assert [(line["placement.name"], line["optimizer.lr"]) for line in best] == [
         ("mlp", "0.001"),

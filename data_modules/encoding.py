@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,8 +70,45 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], start: int | None) ->
     if not prompts:
         return []
     encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=False, verbose=False)["input_ids"]
-    before = [] if start is None else [start]
-    return [tokens if tokens[:1] == before else before + tokens for tokens in encoded]
+    return [_behind(start, tokens) for tokens in encoded]
+
+
+def _behind(start: int | None, tokens: list[int]) -> list[int]:
+    """The tokens of a prompt behind a start token, which it may write out itself."""
+    return tokens if start is None or tokens[:1] == [start] else [start, *tokens]
+
+
+def encode_filled(tokenizer: Any, prompts: Sequence[Sequence[str]], start: int | None) -> list[list[int]]:
+    """As `encode_prompts`, for prompts in parts: what a template says and what a field says, in turns.
+
+    A special token in a template is one; in a field it is text that happens to be spelled like it.
+    """
+    names = sorted(special_tokens(tokenizer), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, names))) if names else None
+    encoded = encode_prompts(tokenizer, ["".join(parts) for parts in prompts], start)
+    for index, parts in enumerate(prompts):
+        if pattern and any(map(pattern.search, parts[1::2])):
+            encoded[index] = _behind(start, _encode_parts(tokenizer, parts, pattern))
+    return encoded
+
+
+def _encode_parts(tokenizer: Any, parts: Sequence[str], pattern: re.Pattern) -> list[int]:
+    """The tokens of a prompt of which some field spells a special token."""
+    pieces, special = [""], []
+    for index, part in enumerate(parts):
+        texts = pattern.split(part) if index % 2 == 0 else [part]
+        special += pattern.findall(part) if index % 2 == 0 else []
+        pieces[-1] += texts[0]
+        pieces += texts[1:]
+    texts = encode_texts(tokenizer, pieces)
+    between = [[tokenizer.convert_tokens_to_ids(name)] for name in special]
+    return [token for pair in zip(texts, [*between, []], strict=True) for tokens in pair for token in tokens]
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """The special tokens of a tokenizer, as a text may spell them."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {token.content for token in added if token.special}
 
 
 def encode_prompt(tokenizer: Any, prompt: str, start: int | None) -> list[int]:

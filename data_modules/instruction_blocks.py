@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data_modules.blocks import Blocks
-from data_modules.encoding import encode_prompts, encode_texts
+from data_modules.encoding import encode_filled, encode_texts
 from data_modules.instructions import Example, InstructionSettings, TooLong
 
 IGNORED = -100  # label of a token that is not scored
@@ -38,7 +38,7 @@ def encode(
     example is never scored: what stands before it in a block is another example.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts = encode_prompts(tokenizer, [example.prompt for example in examples], start)
+    prompts = encode_filled(tokenizer, [example.parts or (example.prompt,) for example in examples], start)
     responses = encode_texts(tokenizer, [example.response for example in examples])
     rows, counts = [], Counter()
     for prompt, response in zip(prompts, responses, strict=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from data_modules.conversations import ABSENT, Place, look_up
@@ -42,11 +42,16 @@ ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the response to it. The name decides the split; those of one prompt (`text`) go together."""
+    """A prompt and the response to it. The name decides the split; those of one prompt (`text`) go together.
+
+    Args:
+        parts: of the prompt: what the template says and what a field says, in turns; none where the prompt is whole.
+    """
 
     name: str
     prompt: str
     response: str
+    parts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
@@ -67,8 +72,19 @@ class Template:
 
     def __call__(self, **fields: str) -> str:
         """The prompt of a record; a field that it does not have is empty."""
-        chosen = self.prompt_with_input if fields.get("input", "").strip() else self.prompt
-        return chosen.format_map(defaultdict(str, fields))
+        return "".join(self.parts(**fields))
+
+    def parts(self, **fields: str) -> tuple[str, ...]:
+        """The prompt in parts: what the template says and what a field says, in turns."""
+        chosen, formatter = (
+            self.prompt_with_input if fields.get("input", "").strip() else self.prompt,
+            string.Formatter(),
+        )
+        parts = []
+        for literal, name, spec, conversion in formatter.parse(chosen):
+            value = "" if name is None else formatter.convert_field(fields.get(name, ""), conversion)
+            parts += [literal, format(value, spec or "")]
+        return tuple(parts)
 
     def names(self, field: str) -> bool:
         """Whether one of the two texts asks for a field."""
@@ -209,8 +225,10 @@ def _is_whole(places: Mapping[str, Place], fields: Mapping[str, str]) -> bool:
 
 
 def _example(name: str, values: Mapping[str, str], template: Template) -> Example:
-    prompt = values[COMPLETE] if COMPLETE in values else template(**values)
-    return Example(name, prompt, values["response"])
+    if COMPLETE in values:
+        return Example(name, values[COMPLETE], values["response"])
+    parts = template.parts(**values)
+    return Example(name, "".join(parts), values["response"], parts)
 
 
 def _unusable(places: Mapping[str, Place]) -> str | None:

@@ -5,7 +5,7 @@ from data_modules.block_data_module import BlockDataModule
 from data_modules.block_settings import BlockSettings
 from data_modules.datasets.periodic import Periodic
 from data_modules.documents import SPLITS, Document
-from data_modules.encoding import encode_prompt, encode_prompts, encode_texts, start_token
+from data_modules.encoding import encode_filled, encode_prompt, encode_prompts, encode_texts, start_token
 from data_modules.tokens import token_bytes
 from registries.models.random import byte_tokenizer
 from registries.registry import UserError
@@ -63,6 +63,15 @@ def test_a_prompt_begins_with_the_start_token_and_ends_where_its_text_ends():
     (plain,) = encode_texts(ENDING, ["Once"])
     assert encode_prompts(ENDING, ["Once", f"{START}Once"], BOS) == [[BOS, *plain]] * 2  # one that it writes is enough
     assert encode_prompts(ENDING, ["Once"], None) == [plain]
+
+
+def test_a_special_token_is_one_in_a_template_and_text_in_a_field():
+    """`<s>` of the template twice, and once in what the user said."""
+    (ids,) = encode_filled(STARTING, [(f"{START}user: ", f"What is {START}?", f"{START}you: ", "")], None)
+    said, asked, answer = encode_texts(STARTING, ["user: ", f"What is {START}?", "you: "])
+    assert ids == [BOS, *said, *asked, BOS, *answer]
+    (ids,) = encode_filled(STARTING, [("Say ", f"{END}", ".", "")], BOS)
+    assert ids == [BOS, *encode_texts(STARTING, [f"Say {END}."])[0]]
 
 
 def test_an_empty_prompt_is_something_to_begin_with():

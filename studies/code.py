@@ -64,14 +64,14 @@ def _model_files(root: Path) -> Iterator[Path]:
 
 def _hash(files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
     everything = {*files, *plugin_files([*plugin_names(), *plugins])}
-    state = sorted((file.parent.name, file.name, _meaning(file, file.stat().st_mtime_ns)) for file in everything)
+    state = sorted((file.parent.name, file.name, _meaning(file)) for file in everything)
     libraries = {name: version(name) for name in LIBRARIES}
     return hashlib.sha256(json.dumps([state, libraries]).encode()).hexdigest()[:16]
 
 
 @cache
-def _meaning(file: Path, changed_ns: int) -> str:
-    """Hash of what a source file does."""
+def _meaning(file: Path) -> str:
+    """Hash of what a source file does; as it was first seen, since what was imported is what runs in this process."""
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -65,7 +65,7 @@ def test_a_run_that_diverges_is_recorded_as_nan(start, tmp_path):
     assert result["error"].startswith("NonFiniteLoss: the loss of stage 'next_token' is nan at step")
 
 
-def test_a_sweep_goes_on_after_a_failed_job_and_gives_its_memory_back(start, monkeypatch, capsys):
+def test_a_sweep_goes_on_after_a_failed_job_and_gives_its_memory_back(start, monkeypatch, capsys, tmp_path):
     modules, alive, create = [], [], CausalLMModule.__init__
 
     def spy(self, *arguments, **options):
@@ -74,7 +74,10 @@ def test_a_sweep_goes_on_after_a_failed_job_and_gives_its_memory_back(start, mon
         create(self, *arguments, **options)
 
     monkeypatch.setattr(CausalLMModule, "__init__", spy)
-    first, second = start(*TRAINED, DIVERGES, flags=["-m"])
+    with pytest.raises(SystemExit) as caught:
+        start(*TRAINED, DIVERGES, flags=["-m"])
+    assert caught.value.code == 1
+    first, second = results(tmp_path)
     assert (first["status"], second["status"]) == ("nan", "finished")
     assert second["config"]["optimizer"]["lr"] == 1e-3
     assert alive == [0, 0]

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from studies.code import COMPONENTS, ROOT, model_code, plugin_files, run_code
+from studies.code import COMPONENTS, ROOT, _meaning, model_code, plugin_files, run_code
 
 PLAIN = {"plugins": [], **{group: {"name": "none"} for group in COMPONENTS}}
 REPLACED = {**PLAIN, "replacement": {"name": "window"}}
@@ -18,7 +18,9 @@ def project(tmp_path):
 
 
 def append(file, text):
+    """Change a file, for what a process that starts after it sees."""
     file.write_text(f"{file.read_text()}\n{text}\n")
+    _meaning.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,16 @@ def test_what_a_plugin_imports_of_its_own_counts(tmp_path, monkeypatch):
     cfg = {**PLAIN, "plugins": ["a_core"]}
     before = model_code(cfg)
     assert before != model_code(PLAIN)
-    (tmp_path / "a_helper.py").write_text("width = 3\n")
+    append(tmp_path / "a_helper.py", "width = 3")
     assert model_code(cfg) != before
+
+
+def test_what_is_imported_is_what_runs(project):
+    """A file that is edited while a sweep runs does not change what its later jobs are called."""
+    before = model_code(PLAIN, project)
+    file = project / "lightning_modules" / "nll.py"
+    file.write_text(f"{file.read_text()}\nADDED = 1\n")
+    assert model_code(PLAIN, project) == before
 
 
 def test_a_package_of_plugins(tmp_path, monkeypatch):

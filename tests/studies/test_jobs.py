@@ -8,6 +8,7 @@ import signal
 import pytest
 
 import train
+from lightning_modules.stopping import Interrupted
 from studies.jobs import claim, failures, quoted
 from studies.launch import launch
 from studies.run_folder import read_result
@@ -104,7 +105,7 @@ def test_a_job_that_ends_its_process_comes_last_at_the_next_start(sweep, tmp_pat
 
 def test_a_signal_ends_the_sweep_and_leaves_no_job_behind(sweep, tmp_path):
     def stopped():
-        raise SystemExit(128 + signal.SIGTERM)
+        raise Interrupted(signal.SIGTERM)
 
     status, folder = sweep({1: stopped})
     assert status == 128 + signal.SIGTERM

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from registries import ATTENTION
+from studies.code import _meaning
 
 TWO = ("model@source=random", "dataset.train_size=4", "dataset.block_size=48")
 STUDIES = {
@@ -86,6 +87,7 @@ def test_an_edited_plugin_is_another_run(run, tmp_path, monkeypatch):
         first = run(*own, f"cache_dir={tmp_path / 'after'}")
         file.write_text(CORE.replace("FACTOR", "0.25"))
         importlib.reload(sys.modules["scaled_mean_core"])
+        _meaning.cache_clear()  # as in a new process
         second = run(*own, f"cache_dir={tmp_path / 'after'}")
         assert second != first
         alone = run(*own, f"cache_dir={tmp_path / 'alone'}", "skip_finished=false")

@@ -24,6 +24,8 @@ def result(placement, lr, seed, loss, status="finished"):
         "status": status,
         "metrics": metrics if status == "finished" else {},
         "baseline": {"loss": 3.0},
+        "pid": 1,
+        "heartbeat": 0.0,
         "dataset": {"name": "text"},
         "mlflow_run_id": None,
         "config": {

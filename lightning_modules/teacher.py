@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from data_modules.activations import place
 from lightning_modules.frozen import model_identity
 from lightning_modules.inputs import model_inputs
+from lightning_modules.length_guard import guard_length
 from lightning_modules.stages import Workspace
 from registries import UserError
+from registries.architectures import ARCHITECTURES
 from registries.models.pretrained import PretrainedModel
 
 FINAL = "final hidden states"
@@ -49,7 +51,7 @@ class Teacher:
 def _load(path: str, workspace: Workspace) -> nn.Module:
     source, ours = PretrainedModel(path), workspace.tokenizer
     theirs = source.tokenizer()
-    model = source.model(workspace.original.dtype).requires_grad_(False).eval()
+    model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
     outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
     if outputs[0] != outputs[1]:
         raise UserError(
@@ -71,6 +73,8 @@ def final_states(model: nn.Module, rows: Tensor) -> Tensor:
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits of final hidden states, as the model itself computes them."""
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    if config.model_type in ARCHITECTURES and (change := ARCHITECTURES.get(config.model_type).logits) is not None:
+        return change(logits, config)
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap

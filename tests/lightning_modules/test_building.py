@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from data_modules.tokens import token_bytes
 from lightning_modules import build_module, load_module
 from lightning_modules.building import BFLOAT16_WIDTH, TRAINED_WEIGHTS, resolve_dtype
 from registries import MODELS, UserError
@@ -94,6 +95,20 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(cfg, tmp_path):
         build_module(cfg)
 
 
+def test_a_tokenizer_whose_numbers_have_holes_is_as_large_as_the_largest(cfg, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {**byte_tokenizer().get_vocab(), "after a hole": 600}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="after a hole"))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "tokenizer")
+    cfg["model"] |= {"tokenizer": str(tmp_path / "tokenizer"), "vocab_size": 601}
+    assert token_bytes(build_module(cfg).tokenizer).shape == (601,)
+    cfg["model"]["vocab_size"] = 600
+    with pytest.raises(UserError, match="vocab_size=600 is too small for the 601 tokens"):
+        build_module(cfg)
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 def test_load_module_brings_the_trained_weights_back(run_folder, as_text):
     folder, expected = run_folder
@@ -177,3 +192,22 @@ def test_a_gpu_without_bf16_keeps_frozen_weights_in_fp16(bfloat16, gpu, expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert resolve_dtype("auto", True, WIDE) == expected
     assert resolve_dtype("auto", False, WIDE) == torch.float32
+
+
+def test_a_run_of_a_relative_folder_is_loaded_from_anywhere(run, tmp_path, monkeypatch):
+    """The run and the adapter that it trained name the models by their absolute paths."""
+    source = MODELS.build("random")
+    source.model(torch.float32).save_pretrained(tmp_path / "model")
+    source.tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    folder = run(
+        "model=phi2", "model.path=./model", "model.dtype=float32", "placement=attention", "trainer.max_steps=1",
+        "recovery=[kl]", "recovery.kl.teacher=model", "recovery.kl.train=replaced",
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_module(folder)
+    config = json.loads((folder / "result.json").read_text())["config"]
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    named = [config["model"]["path"], config["recovery"]["kl"]["teacher"], adapter["base_model_name_or_path"]]
+    assert named == [str(tmp_path / "model")] * 3

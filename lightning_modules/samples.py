@@ -43,7 +43,8 @@ def _require_readable(rows: Sequence[Sequence[int | None]], longest: int | None)
         )
     if longest is not None and max(map(len, rows)) > longest:
         raise UserError(
-            f"a prompt has {max(map(len, rows))} tokens, but this model reads at most {longest}: give a shorter prompt"
+            f"a prompt has {max(map(len, rows))} tokens, but this model reads at most {longest}: give shorter "
+            "prompts (in a study samples.prompts; samples.max_new_tokens=0 asks for no samples)"
         )
 
 

@@ -49,6 +49,8 @@ class Teacher:
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:
+    from lightning_modules.preflight import require_own_logits  # which needs what is defined here
+
     source, ours = PretrainedModel(path), workspace.tokenizer
     theirs = source.tokenizer()
     model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
@@ -63,6 +65,7 @@ def _load(path: str, workspace: Workspace) -> nn.Module:
             f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
             f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
         )
+    require_own_logits(model)
     return model.to(workspace.original.device)
 
 

@@ -80,14 +80,12 @@ def _told(tasks: Sequence[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:  # the task's data are neither here nor within reach
-        raise UserError(
-            f"tasks={list(tasks)}: {str(error).splitlines()[0]}; without network, give tasks with local data: task_path"
-        ) from error
     except Exception as error:
         if lacks_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError):  # the task's data are neither here nor within reach
+            reason += "; without network, give tasks with local data: task_path"
         raise UserError(f"tasks={list(tasks)} cannot be scored: {reason}") from error
 
 

@@ -20,14 +20,14 @@ def run(cfg: Any) -> dict[str, Any]:
         UserError: there are not as many processes as devices.
     """
     from lightning_modules.building import plain
-    from lightning_modules.options import exchanged
+    from lightning_modules.options import exchanged, with_absolute_paths
     from lightning_modules.processes import require_processes
     from registries.plugins import import_plugins
     from studies.controls import control_config
     from studies.display import say
     from studies.sweep import note_job
 
-    cfg = exchanged(plain(cfg))
+    cfg = with_absolute_paths(exchanged(plain(cfg)))
     require_processes(cfg["trainer"]["devices"])
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
     controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}

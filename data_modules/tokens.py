@@ -81,6 +81,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(state.encode()).hexdigest()
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest number of a token: numbers may be left out between tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def token_bytes(tokenizer: Any) -> torch.Tensor:
     """UTF-8 bytes that each token stands for: (vocabulary,), int64; special tokens stand for none."""
     return torch.tensor([len(content or b"") for content in token_contents(tokenizer)])
@@ -92,7 +97,7 @@ def token_contents(tokenizer: Any) -> list[bytes | None]:
     Exact for byte-level BPE, and for SentencePiece up to the space that some of these tokenizers put before a text.
     For tokenizers that drop spaces it gives the words alone.
     """
-    strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    strings = tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))
     alphabet = _byte_alphabet(tokenizer)
     contents: list[bytes | None] = [_string_content(string or "", alphabet) for string in strings]
     for index, added in tokenizer.added_tokens_decoder.items():  # these stand for their literal text

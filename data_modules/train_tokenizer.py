@@ -5,9 +5,7 @@ python -m data_modules.train_tokenizer pydoc 2048 outputs/tiny_phi_tokenizer
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"
@@ -30,9 +28,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 if __name__ == "__main__":
+    import argparse
+
     from data_modules import DATASETS
 
-    dataset, vocab_size, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    documents = DATASETS.build(dataset)["train"]
-    train_tokenizer((document.text for document in documents), vocab_size).save_pretrained(folder)
-    print(f"{vocab_size} tokens, trained on {len(documents)} documents: {folder}")
+    parser = argparse.ArgumentParser(prog="python -m data_modules.train_tokenizer")
+    parser.add_argument("dataset", choices=DATASETS.names())
+    parser.add_argument("vocab_size", type=int)
+    parser.add_argument("folder")
+    arguments = parser.parse_args()
+    documents = DATASETS.build(arguments.dataset)["train"]
+    train_tokenizer((document.text for document in documents), arguments.vocab_size).save_pretrained(arguments.folder)
+    print(f"{arguments.vocab_size} tokens, trained on {len(documents)} documents: {arguments.folder}")

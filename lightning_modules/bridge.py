@@ -73,8 +73,7 @@ class PairedStates:
         self.source = FrozenStates(source, _wanted(source, [each.source for each in sites]), cache, source_identity)
         self.target = FrozenStates(target, _wanted(target, [each.target for each in sites]), cache, target_identity)
         self.last = shape_of(target.config).num_layers
-        shape = shape_of(source.config)
-        self.positions = None if shape.rotary_width else shape.max_positions
+        self.limit = shape_of(source.config).limit
         self.final = FrozenStates(target, _wanted(target, [self.last]), cache, target_identity, self._from_highest)
         self._paired: dict[bytes, Paired] = {}
 
@@ -82,15 +81,15 @@ class PairedStates:
         """The source's tokens for (length,) tokens of the target; on the CPU.
 
         Raises:
-            UserError: the source has learned fewer positions.
+            UserError: the source does not read texts of that length.
         """
         key = _key(tokens)
         if key not in self._paired:
             paired = self._paired[key] = self.pairing(tokens.cpu())
-            if self.positions is not None and len(paired.tokens) > self.positions:
+            if self.limit is not None and len(paired.tokens) > self.limit.tokens:
                 raise UserError(
-                    f"the source reads a block of {len(tokens)} tokens as {len(paired.tokens)} of its own, and has "
-                    f"learned {self.positions} positions: set dataset.block_size to less"
+                    f"the source reads a block of {len(tokens)} tokens as {len(paired.tokens)} of its own, more than "
+                    f"{self.limit.words}: set dataset.block_size to less"
                 )
         return self._paired[key]
 

@@ -16,6 +16,7 @@ from lightning_modules.building import activation_cache, read_weights, resolve_d
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import BRIDGES, TWO_MODELS, CrossModelModule
+from lightning_modules.length_guard import guard_length
 from lightning_modules.options import adapter_arguments, build_source, resolve_sites
 from registries import ADAPTERS, UserError
 from registries.architectures import shape_of
@@ -27,7 +28,7 @@ def load_source_model(cfg: Mapping[str, Any], module: CrossModelModule) -> nn.Mo
         return module.original
     source = build_source(cfg, "source")
     model = source.model(resolve_dtype(cfg["source"]["dtype"], True, source.config()))
-    return model.requires_grad_(False).eval().to(module.model.device)
+    return guard_length(model).requires_grad_(False).eval().to(module.model.device)
 
 
 def paired_states(

@@ -15,11 +15,13 @@ from data_modules import build_data_module
 from data_modules.activations import ActivationCache
 from data_modules.block_data_module import BlockDataModule
 from data_modules.token_cache import read_tensors
+from data_modules.tokens import vocabulary_size
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.compression import CompressionModule
 from lightning_modules.cross_model import CrossModelModule
 from lightning_modules.importance import measure_scores
 from lightning_modules.inputs import batch_rows, scored_labels
+from lightning_modules.length_guard import guard_length
 from lightning_modules.nll import IGNORED
 from lightning_modules.objectives import next_token_nll
 from lightning_modules.options import (
@@ -63,10 +65,11 @@ def load_language_model(cfg: Mapping[str, Any], source: Any, tokenizer: Any) -> 
     if dtype == "auto" and cfg["placement"].get("init") in CHANGES_WEIGHTS:
         dtype = "float32"  # frozen weights change, and would lose that to rounding
     model = source.model(resolve_dtype(dtype, cfg["model"]["freeze"], source.config()))
-    if len(tokenizer) > model.config.vocab_size:
+    guard_length(model)
+    if vocabulary_size(tokenizer) > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's vocabulary has {model.config.vocab_size}: "
-            "they do not belong together"
+            f"the tokenizer has {vocabulary_size(tokenizer)} tokens, but the model's vocabulary has "
+            f"{model.config.vocab_size}: they do not belong together"
         )
     model.requires_grad_(False)
     return _module_class(cfg)(

@@ -12,6 +12,7 @@ from lightning_modules.optimizers import OPTIMIZERS, Schedule
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS, UserError
 from registries.architectures import shape_of
 from registries.layers import resolve_layers
+from registries.models.pretrained import absolute_path
 from registries.placements import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
 from registries.registry import parameters, signature_errors
 
@@ -92,6 +93,19 @@ def split(group: Mapping[str, Any], shared: Any) -> tuple[dict[str, Any], dict[s
     known = parameters(shared)
     own = {key: value for key, value in group.items() if key not in known and key != "name"}
     return {key: value for key, value in group.items() if key in known}, own
+
+
+def with_absolute_paths(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the absolute paths of local models, as it is recorded: the run can be loaded from anywhere."""
+    absolute = dict(cfg)
+    for group, key in (("model", "path"), ("source", "path"), ("model", "tokenizer"), ("source", "tokenizer")):
+        if cfg[group].get(key) is not None:
+            absolute[group] = {**absolute[group], key: absolute_path(cfg[group][key])}
+    stages = {name: dict(keys) for name, keys in (cfg["recovery"] or {}).items()}
+    for keys in stages.values():
+        if keys.get("teacher") is not None:
+            keys["teacher"] = absolute_path(keys["teacher"])
+    return {**absolute, "recovery": stages or cfg["recovery"]}
 
 
 def source_arguments(cfg: Mapping[str, Any], which: Which = "model") -> dict[str, Any]:
@@ -315,17 +329,15 @@ def _training_errors(training: Mapping[str, Any], devices: int) -> list[str]:
 
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:
-    """Whether a model with learned positions has enough of them for the blocks of `cfg.dataset`."""
+    """Whether the model reads texts as long as the blocks of `cfg.dataset`."""
     config, block_size = build_source(cfg).config(), cfg["dataset"]["block_size"]
     try:
         shape = shape_of(config) if config is not None else None
     except UserError:
         return []  # told by check_replacement where it matters
-    if shape is None or shape.rotary_width or block_size <= shape.max_positions:
+    if shape is None or shape.limit is None or block_size <= shape.limit.tokens:
         return []
-    return [
-        f"dataset.block_size={block_size} is longer than the {shape.max_positions} positions that this model learned"
-    ]
+    return [f"dataset.block_size={block_size} is longer than {shape.limit.words}"]
 
 
 def check_optimizer(cfg: Mapping[str, Any]) -> list[str]:

@@ -59,23 +59,29 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     """Add what `save_adapter` wrote to a plain model, in place.
 
     Raises:
-        UserError: the folder holds no adapter, or a damaged one.
+        UserError: the folder holds no adapter, or it is damaged or of another model.
     """
-    from peft import LoraConfig
-    from peft.utils import set_peft_model_state_dict
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no LoRA (no adapter_config.json): the run has not finished")
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / 'adapter_config.json'} is damaged ({error}); run the study again") from error
-    inject(model, config, ADAPTER)
+        strange = _load_into(model, folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} is damaged or of another model: {' '.join(str(error).split())}") from error
+    if strange:
+        raise UserError(f"{folder} is damaged or of another model, at {strange[0]}")
+
+
+def _load_into(model: nn.Module, folder: Path) -> list[str]:
+    """Add the adapter to the model. Returns the names that only one of them has."""
+    from peft import LoraConfig
+    from peft.utils import set_peft_model_state_dict
+
+    inject(model, LoraConfig.from_pretrained(str(folder)), ADAPTER)
     tensors = read_tensors(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.float()  # as it was trained
     result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
-    missing = set(result.missing_keys) & lora_parameters(model).keys()
-    if result.unexpected_keys or missing:
-        raise UserError(f"{folder} is damaged or of another model, at {(*result.unexpected_keys, *missing)[0]}")
+    return [*result.unexpected_keys, *(set(result.missing_keys) & lora_parameters(model).keys())]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_modules.encoding import encode_prompt
 from lightning_modules.frozen import record_calls
 from lightning_modules.injection import injected, site
+from lightning_modules.length_guard import length_limit
 
 if TYPE_CHECKING:
     from lightning_modules.bridge import Site
@@ -36,10 +37,12 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
         bridge = module.bridge_at(place)
         states[index, longest - len(row) :] = bridge(read[place].to(states.device), paired.to(states.device))
         mask[index, longest - len(row) :] = 1
+    limit = length_limit(module.model)  # where the target reads no longer texts, what it writes ends
+    steps = max_new_tokens if limit is None else min(max_new_tokens, limit.tokens - longest + 1)
     writer, logits = begin(module, place, states, mask)
     token = logits.argmax(-1)
     written = [token]
-    for _ in range(max_new_tokens - 1):
+    for _ in range(steps - 1):
         token = writer.step(token[:, None]).argmax(-1)
         written.append(token)
     return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]

@@ -10,16 +10,22 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-LENGTH = 24
+from lightning_modules.length_guard import length_limit
+from lightning_modules.nll import token_nll
+from lightning_modules.teacher import final_states, output_logits
+from registries.registry import UserError
+
+LENGTH = 24  # or as many as the model reads
 
 # Largest difference of logits that counts as none, relative to the largest logit. Causality is checked within one
 # batch, where the arithmetic is the same, and so exactly; the others compare differently shaped computations. Rounding
 # grows in a model with many new layers (SmolLM2 with all 30 at depth 2, in bf16: 0.11), see `check`.
 EXACT = 1e-6
+OWN = 0.01  # of training's logits from the model's own: the same computation, up to the order of scaling in bf16
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-class PreflightError(Exception):
+class PreflightError(UserError):
     """A check failed: results of this model would not mean what they say."""
 
 
@@ -88,7 +94,7 @@ def preflight(model: nn.Module, original_logits: Tensor | None = None, seed: int
     tokens = probe(model, seed)
     full = logits(model, tokens)
     scale, tolerance = full.abs().max().item(), TOLERANCE[next(model.parameters()).dtype]
-    half = LENGTH // 2
+    half = tokens.shape[1] // 2
 
     changed = tokens.clone()
     changed[0, half] = (changed[0, half] + 1) % model.config.vocab_size
@@ -117,13 +123,42 @@ def require(results: dict[str, dict[str, Any]]) -> None:
         if not result["passed"]
     ]
     if failed:
-        raise PreflightError(f"the model after surgery breaks {len(failed)} rule(s): {'; '.join(failed)}")
+        raise PreflightError(
+            f"the model after surgery breaks {len(failed)} rule(s): {'; '.join(failed)}. Its results would not mean "
+            "what they say: mend the component, or train all the same with preflight=false"
+        )
 
 
 def probe(model: nn.Module, seed: int = 0) -> Tensor:
-    """The random tokens that are checked, (1, LENGTH)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
+    """The random tokens that are checked, (1, length)."""
+    generator, limit = torch.Generator().manual_seed(seed), length_limit(model)
+    length = LENGTH if limit is None else min(LENGTH, limit.tokens)
+    return torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
+
+
+@torch.no_grad()
+def require_own_logits(model: nn.Module) -> None:
+    """Compare the logits and the loss that training computes from the final hidden states with the model's own, once.
+
+    Raises:
+        UserError: they differ, so that training would follow another objective than scores measure.
+    """
+    was_training = model.training
+    tokens = probe(model.eval())
+    own = model(input_ids=tokens, labels=tokens, use_cache=False)  # labels, for once: to see the family's own loss
+    ours = output_logits(model, final_states(model, tokens))
+    model.train(was_training)
+    pairs = {"logits": (ours, own.logits), "loss": (token_nll(ours, tokens).mean(), own.loss)}
+    for name, (computed, expected) in pairs.items():
+        scale = expected.float().abs().max().clamp_min(1e-12)
+        relative = ((computed.float() - expected.float()).abs().max() / scale).item()
+        if relative > OWN:  # what is not a number is an outcome of its own
+            raise UserError(
+                f"the {name} of this {model.config.model_type!r} model, as training computes it from the final hidden "
+                f"states, differs from the model's own by {relative:.2g} of the largest: the family changes what its "
+                "output head gives. Register its Architecture with logits=..., a function from (the head's output, "
+                "config) to the logits, such as lambda output, config: output / config.logits_scaling"
+            )
 
 
 @torch.no_grad()
@@ -134,9 +169,10 @@ def logits(model: nn.Module, tokens: Tensor, **options: Any) -> Tensor:
 
 def _padded(model: nn.Module, tokens: Tensor, length: int) -> Tensor:
     """Logits of the first `length` tokens, left-padded in a batch beside a longer row."""
-    padding = LENGTH - length
+    total = tokens.shape[1]
+    padding = total - length
     short = torch.cat([tokens[:, :1].expand(1, padding), tokens[:, :length]], dim=1)
-    mask = torch.ones(2, LENGTH, dtype=torch.long, device=tokens.device)
+    mask = torch.ones(2, total, dtype=torch.long, device=tokens.device)
     mask[1, :padding] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     batch = torch.cat([tokens, short])
@@ -145,10 +181,11 @@ def _padded(model: nn.Module, tokens: Tensor, length: int) -> Tensor:
 
 def _cached(model: nn.Module, tokens: Tensor) -> Tensor:
     """Logits of the second half, decoded token by token from a cache that holds the first."""
-    half = LENGTH // 2
+    length = tokens.shape[1]
+    half = length // 2
     cache = model(input_ids=tokens[:, :half], use_cache=True).past_key_values
     steps = []
-    for index in range(half, LENGTH):
+    for index in range(half, length):
         output = model(input_ids=tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         steps.append(output.logits[0].float())

@@ -127,6 +127,9 @@ def _teacher_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str
         sizes = shape_of(theirs).vocab_size, shape_of(ours).vocab_size
     except UserError as error:
         return [f".teacher={keys['teacher']}: {message}" for message in error.messages]
+    limit, block_size = shape_of(theirs).limit, cfg["dataset"]["block_size"]
+    if limit is not None and block_size > limit.tokens:
+        return [f".teacher={keys['teacher']}: dataset.block_size={block_size} is longer than {limit.words}"]
     if sizes[0] == sizes[1]:
         return []
     return [

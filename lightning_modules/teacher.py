@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from data_modules.activations import place
 from lightning_modules.frozen import model_identity
 from lightning_modules.inputs import model_inputs
+from lightning_modules.length_guard import guard_length
 from lightning_modules.stages import Workspace
 from registries import UserError
+from registries.architectures import ARCHITECTURES
 from registries.models.pretrained import PretrainedModel
 
 FINAL = "final hidden states"
@@ -47,9 +49,11 @@ class Teacher:
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:
+    from lightning_modules.preflight import require_own_logits  # which needs what is defined here
+
     source, ours = PretrainedModel(path), workspace.tokenizer
     theirs = source.tokenizer()
-    model = source.model(workspace.original.dtype).requires_grad_(False).eval()
+    model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
     outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
     if outputs[0] != outputs[1]:
         raise UserError(
@@ -61,6 +65,7 @@ def _load(path: str, workspace: Workspace) -> nn.Module:
             f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
             f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
         )
+    require_own_logits(model)
     return model.to(workspace.original.device)
 
 
@@ -71,6 +76,8 @@ def final_states(model: nn.Module, rows: Tensor) -> Tensor:
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits of final hidden states, as the model itself computes them."""
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    if config.model_type in ARCHITECTURES and (change := ARCHITECTURES.get(config.model_type).logits) is not None:
+        return change(logits, config)
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap

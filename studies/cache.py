@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,9 +51,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(lambda *arguments: main(arguments), __doc__)

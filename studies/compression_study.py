@@ -19,6 +19,7 @@ from lightning_modules.building import (
 )
 from lightning_modules.compressing import compress_models
 from lightning_modules.compression import COMPRESSOR, CompressionModule, CompressionTraining
+from lightning_modules.preflight import require_own_logits
 from studies.display import say, show_compression
 from studies.fingerprint import model_account
 from studies.recording import Record
@@ -41,6 +42,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     require_continuation(cfg["compressor"]["context"], data)
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
+    require_own_logits(module.model)
     keys = cfg["compressor"]
     module.context, module.tokens = keys["context"], keys["tokens"]
     module.measure(data.token_bytes, data.position_groups(data.settings.block_size - module.opening))

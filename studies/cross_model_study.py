@@ -41,6 +41,7 @@ from lightning_modules.cross_model import BRIDGES, CrossModelModule
 from lightning_modules.frozen import in_precision
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.options import adapter_arguments, build_source
+from lightning_modules.preflight import require_own_logits
 from lightning_modules.processes import from_first
 from lightning_modules.samples import continue_texts
 from lightning_modules.similarity import similarity
@@ -75,6 +76,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     back = Pairing(source_tokenizer, tokenizer, cfg["dataset"]["start_token"]) if sampled else None
     say("loading the models")
     module = load_language_model(cfg, source, tokenizer)
+    require_own_logits(module.model)
     module.measure(data.token_bytes, data.position_groups())
     source_model = load_source_model(cfg, module)
     identity = model_account(module.original, tokenizer, cfg)

@@ -2,38 +2,83 @@
 
 python -m studies.export outputs/runs/<run> <folder> [float32|float16|bfloat16]
 
-Placed LoRA is merged into the weights. Where a replacement or the LoRA of a recovery has changed the model,
-`lightning_modules.load_exported(folder)` loads it; otherwise transformers alone does.
+The folder is made anew, or is empty. Placed LoRA is merged into the weights. Where a replacement or the LoRA of a
+recovery has changed the model, `lightning_modules.load_exported(folder)` loads it; otherwise transformers alone does.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from registries.registry import UserError
+from registries.registry import UserError, nearest
 from studies.run_folder import write_text
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def export(run: Path, folder: Path, dtype: str | None = None) -> None:
-    """Save the model of `run` and its tokenizer to `folder`.
+    """Save the model of `run` and its tokenizer to `folder`, all of it or nothing.
 
     Args:
         dtype: of the weights; None keeps each in the dtype that it has in the run.
-    """
-    import torch
 
+    Raises:
+        UserError: the folder holds something already or cannot be written, or the run has no model of its own.
+    """
+    folder = folder.expanduser().resolve()
+    _require_room(folder)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none{nearest(dtype, DTYPES)} Allowed: {', '.join(DTYPES)}")
+    module, result = _load(run)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial", dir=folder.parent))
+        try:
+            _write(module, result, run, partial, dtype)
+            partial.chmod(0o777 & ~_umask())
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write the model to {folder}: {error}") from error
+
+
+def _require_room(folder: Path) -> None:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name a new folder, or an empty one")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty, and files of another model would mix with these: name a new folder")
+
+
+def _umask() -> int:
+    """The permissions that new files do not get; it can only be read by setting it."""
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _load(run: Path) -> tuple[Any, dict[str, Any]]:
     from lightning_modules import load_module
     from lightning_modules.cross_model import require_one_model
+
+    module = load_module(run)
+    require_one_model(module, "an exported folder")
+    return module, json.loads((run / "result.json").read_text())
+
+
+def _write(module: Any, result: dict[str, Any], run: Path, folder: Path, dtype: str | None) -> None:
+    import torch
+
     from lightning_modules.exported import SURGERY_FILE
     from lightning_modules.placement import merge
     from lightning_modules.recovery import recovery_plan
 
-    module = load_module(run)
-    require_one_model(module, "an exported folder")
-    result = json.loads((run / "result.json").read_text())
     model = module.model if dtype is None else module.model.to(getattr(torch, dtype))
     merge(model)  # placed LoRA; the run's own folder has it apart
     model.save_pretrained(folder)
@@ -60,10 +105,12 @@ def _card(run: Path, result: dict[str, Any]) -> str:
     )
 
 
-if __name__ == "__main__":
-    from studies.launch import exit_with
+def main(run: str, folder: str, dtype: str | None = None) -> None:
+    """The command line."""
+    export(Path(run), Path(folder), dtype)
 
-    try:
-        export(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
-    except UserError as error:
-        exit_with(error)
+
+if __name__ == "__main__":
+    from studies.tools import run_tool
+
+    run_tool(main, __doc__)

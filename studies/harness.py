@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.length_guard import length_limit
+from registries.models.pretrained import lacks_memory
 from registries.registry import UserError, nearest
 
 
@@ -30,7 +34,7 @@ def run_tasks(
         task -> metric -> value.
 
     Raises:
-        UserError: the harness is not installed, or a task is not known or cannot be read.
+        UserError: the harness is not installed, or a task is not known, cannot be read or does not fit its data.
     """
     try:
         from lm_eval import simple_evaluate
@@ -41,12 +45,23 @@ def run_tasks(
             f"tasks={list(tasks)} need lm-evaluation-harness ({error}): pip install '.[evaluation]'"
         ) from error
 
-    manager = TaskManager(include_path=None if task_path is None else str(Path(task_path).expanduser()))
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise UserError([f"unknown task {task!r}{nearest(task, manager.all_tasks)}" for task in unknown])
-    model = HFLM(pretrained=module.model.eval(), tokenizer=module.tokenizer, batch_size=batch_size)
-    try:
+    if module.tokenizer.bos_token_id is None and module.tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tasks={list(tasks)}: this model's tokenizer has neither a start nor an end token, and the harness begins "
+            "texts with one: name one in its tokenizer_config.json (bos_token or eos_token)"
+        )
+    limit_of_model = length_limit(module.model)
+    with _told(tasks):
+        manager = TaskManager(include_path=None if task_path is None else str(Path(task_path).expanduser()))
+        unknown = [task for task in tasks if task not in manager.all_tasks]
+        if unknown:
+            raise UserError([f"unknown task {task!r}{nearest(task, manager.all_tasks)}" for task in unknown])
+        model = HFLM(
+            pretrained=module.model.eval(),
+            tokenizer=_with_padding(module.tokenizer),
+            batch_size=batch_size,
+            max_length=None if limit_of_model is None else limit_of_model.tokens,
+        )
         results = simple_evaluate(
             model=model,
             tasks=list(tasks),
@@ -55,11 +70,31 @@ def run_tasks(
             limit=limit,
             bootstrap_iters=0,
         )
-    except OSError as error:  # the task's data are neither here nor within reach
-        raise UserError(
-            f"tasks={list(tasks)}: {str(error).splitlines()[0]}; without network, give tasks with local data: task_path"
-        ) from error
     return {task: _metrics(values) for task, values in results["results"].items()}
+
+
+@contextmanager
+def _told(tasks: Sequence[str]) -> Iterator[None]:
+    """Within this context, whatever a task's files and data make the harness raise is a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError):  # the task's data are neither here nor within reach
+            reason += "; without network, give tasks with local data: task_path"
+        raise UserError(f"tasks={list(tasks)} cannot be scored: {reason}") from error
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """A copy that fills with a token that the model has; the harness would add one, also to the module's tokenizer."""
+    filled = copy.deepcopy(tokenizer)
+    if filled.pad_token_id is None and filled.eos_token_id is not None:
+        filled.pad_token = filled.convert_ids_to_tokens(filled.eos_token_id)
+    return filled
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:

@@ -9,7 +9,6 @@ plots one against the other.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -77,9 +76,6 @@ def main(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(main, __doc__)

@@ -8,7 +8,6 @@ prints the table of a placement from the model's config alone.
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,9 +73,6 @@ def main(*overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(main, __doc__)

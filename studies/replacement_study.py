@@ -28,7 +28,7 @@ from lightning_modules.building import (
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.peft_folder import save_adapter
 from lightning_modules.placement import plain_weights
-from lightning_modules.preflight import check, exact_logits, require
+from lightning_modules.preflight import check, exact_logits, require, require_own_logits
 from lightning_modules.processes import from_first
 from lightning_modules.recovery import build_stages, training_notes
 from lightning_modules.stages import Stage
@@ -53,6 +53,7 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
     """Score the model, operate, train stage by stage, score again; everything goes into `record`."""
     say("loading the model")
     module = load_language_model(cfg, source, tokenizer)
+    require_own_logits(module.model)
     module.measure(data.token_bytes, data.position_groups())
     identity = model_account(module.original, tokenizer, cfg)
     baselines = score_baseline(cfg, module, data, record, identity)

@@ -9,7 +9,6 @@ size that were run; everything from there to the next `<!-- end -->` is written 
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,17 +141,14 @@ def found(output_dir: Path) -> Iterator[dict[str, Any]]:
                 yield {**result, "config": {**result["config"], "experiment": experiment}}
 
 
-def main(page: str, *output_dirs: str) -> None:
+def main(page: str, output_dir: str, *more: str) -> None:
     """The command line."""
     file = Path(page)
-    results = [result for folder in output_dirs for result in found(Path(folder))]
+    results = [result for folder in (output_dir, *more) for result in found(Path(folder))]
     write_text(file, fill(file.read_text(), results))
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(main, __doc__)

@@ -9,7 +9,6 @@ of nothing: no language model is trained to repeat its input.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from registries.registry import UserError
@@ -62,9 +61,6 @@ def main(*folders: str) -> None:
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(main, __doc__)

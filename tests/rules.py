@@ -90,6 +90,20 @@ def language_model(name: str, seed: int = 0, **dimensions: Any) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def limited_model(name: str, positions: int) -> nn.Module:
+    """As `language_model`: one that reads texts of so many tokens alike, and none (or others otherwise) beyond."""
+    family, *scaling = name.split(", ")
+    source = MODELS.build("random", family=family, max_positions=positions)
+    if scaling:
+        source.dimensions["rope_parameters"] = {"rope_type": scaling[0], "rope_theta": 10_000.0, "factor": 2.0}
+    torch.manual_seed(0)
+    model = source.model(torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return model.requires_grad_(False)
+
+
 @cache
 def operated_model(name: str, case: Case) -> nn.Module:
     """The model with the component in both layers, and its parameters drawn so that all of them matter."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +24,99 @@ HUB_IDS = {
 }
 
 
+# What computes attention, beside what transformers brings itself -> the package that it needs.
+_ATTENTION_PACKAGES = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn.cute",
+}
+_ATTENTION = ("eager", "sdpa", "flex_attention", *_ATTENTION_PACKAGES)
+
+# A multimodal Gemma 3 is read as the language model in it: the keys of its weights -> those of that model.
+_LANGUAGE_KEYS = {
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+_OTHER_MODALITIES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+
+
 def check(path: str | None, revision: str | None = None) -> list[str]:
-    """What is wrong with a local folder: not a model folder, or no weights in it."""
+    """What is wrong with a local folder: not a model folder, no weights in it, or a config that cannot be followed."""
     folder = Path(path or "").expanduser()
     if path is None or not _is_local(path):
         return []
+    return [f"model.path={path}: {reason}" for reason in _folder_errors(folder)]
+
+
+def _folder_errors(folder: Path) -> list[str]:
     if not folder.is_dir():
-        return [f"model.path={path}: there is no such folder"]
-    if not (folder / "config.json").is_file():
-        return [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model folder"]
-    if not _is_json_object(folder / "config.json"):
-        return [f"model.path={path}: the folder's config.json is damaged; save the model there anew"]
-    if not any(folder.glob("*.safetensors")):
+        return ["there is no such folder"]
+    if (folder / "surgery.json").is_file():
         return [
-            f"model.path={path}: the folder holds no weights (*.safetensors). Save the model there with "
-            "save_pretrained; pickled weights (*.bin) are not read"
+            "the folder holds an exported model after surgery, which would be lost: load it from Python with "
+            "lightning_modules.load_exported, or give the folder of a model as it was before"
         ]
-    return []
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return ["the folder holds a PEFT adapter alone. Give the folder of a whole model, with the adapter merged"]
+        return ["the folder has no config.json, so it is no Hugging Face model folder"]
+    if not _is_json_object(folder / "config.json"):
+        return ["the folder's config.json is damaged; save the model there anew"]
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return [
+            "the folder holds no weights (*.safetensors): neither model.safetensors nor model.safetensors.index.json, "
+            "which lists the files of a model in parts. Save the model there with save_pretrained; pickled weights "
+            "(*.bin) are not read"
+        ]
+    return config_errors(json.loads((folder / "config.json").read_text()))
+
+
+def config_errors(config: Mapping[str, Any]) -> list[str]:
+    """Why a model with this `config.json` is not loaded, one line for each reason."""
+    errors = []
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        quantised = part.get("quantization_config") or part.get("compression_config")
+        if quantised:
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
+            errors.append(
+                f"its weights are quantised (quant_method {method!r}), and surgery and training need plain numbers: "
+                "give the model that it was made from, or save it after model.dequantize()"
+            )
+        if part.get("return_dict") is False or part.get("use_return_dict") is False:
+            errors.append("its config.json says return_dict: false, but outputs are read by name: remove the key")
+        errors += _attention_errors(part)
+    return list(dict.fromkeys(errors))
+
+
+def _attention_errors(config: Mapping[str, Any]) -> list[str]:
+    errors = []
+    for key in ("attn_implementation", "_attn_implementation"):
+        name = config.get(key)
+        if name is not None and name not in _ATTENTION:
+            errors.append(f"its config.json says {key}: {name!r}. Allowed: {', '.join(_ATTENTION)}; or remove the key")
+        elif name in _ATTENTION_PACKAGES and not _is_installed(_ATTENTION_PACKAGES[name]):
+            errors.append(
+                f"its config.json says {key}: {name!r}, and the package {_ATTENTION_PACKAGES[name]} is not installed: "
+                "remove the key"
+            )
+    return errors
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
 
 
 class PretrainedModel:
     """A causal LM of the hub, or in a local folder with `config.json`, `*.safetensors` and tokenizer files.
+
+    The model is what its weights and its `config.json` are: adapters and settings of decoding that lie beside them
+    change nothing.
 
     Args:
         path: hub id or local folder.
@@ -49,7 +124,7 @@ class PretrainedModel:
     """
 
     def __init__(self, path: str, revision: str | None = None):
-        self.path = str(Path(path).expanduser()) if _is_local(path) else path
+        self.path = absolute_path(path)
         self.revision = revision
 
     def config(self) -> dict[str, Any] | None:
@@ -75,30 +150,115 @@ class PretrainedModel:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return self._load(AutoTokenizer, "tokenizer")
+        return self._load("tokenizer", AutoTokenizer.from_pretrained)
 
     def model(self, dtype: Any) -> Any:
-        from transformers import AutoModelForCausalLM
+        """See `ModelSource`.
 
-        return self._load(AutoModelForCausalLM, "weights", dtype=dtype, use_safetensors=True)
+        Raises:
+            UserError: the model cannot be loaded, or the weights in its files are not those that it needs.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    def _load(self, loader: Any, what: str, **options: Any) -> Any:
-        from safetensors import SafetensorError
+        self._require(_folder_errors(Path(self.path)) if _is_local(self.path) else [])
+        config = self._load("weights", AutoConfig.from_pretrained)
+        self._require(config_errors(self.config() or config.to_dict()))
+        options = {}
+        if config.model_type == "gemma3":
+            config, options = config.get_text_config(), {"key_mapping": _LANGUAGE_KEYS}
+        config.output_attentions = config.output_hidden_states = False  # whoever wants them asks for them
+        special = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model, read = self._load(
+            "weights",
+            AutoModelForCausalLM.from_pretrained,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with all that is wrong
+            generation_config=GenerationConfig(**special),
+            adapter_kwargs={"subfolder": "no adapter is looked for"},
+            **options,
+        )
+        self._require_all(read, _OTHER_MODALITIES if options else None)
+        untie_if_apart(model)
+        return model
+
+    def _require(self, errors: Sequence[str]) -> None:
+        if errors:
+            raise UserError(f"cannot load the weights of {self.path!r}: {error}" for error in errors)
+
+    def _require_all(self, read: Mapping[str, Any], left_out: re.Pattern | None) -> None:
+        """Raise UserError unless the files held the model's weights, all of them and no others but those left out.
+
+        transformers draws what is missing anew. What a family ties to another weight is not missing.
+        """
+        unexpected = [key for key in read["unexpected_keys"] if left_out is None or not left_out.match(key)]
+        shapes = [f"{key} ({tuple(there)}, not {tuple(here)})" for key, there, here in read["mismatched_keys"]]
+        problems = {
+            "are missing": _named(read["missing_keys"]),
+            "belong to no part of the model": _named(unexpected),
+            "have another shape than config.json says": _named(shapes),
+        }
+        told = [f"{names} {problem}" for problem, names in problems.items() if names]
+        if told:
+            raise UserError(
+                f"the weights of {self.path!r} are not those of the model that its config.json describes: "
+                f"{'; '.join(told)}. Save the model there anew with save_pretrained, or correct config.json"
+            )
+
+    def _load(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its report on the weights: what is wrong with them is an error of ours
         try:
-            return loader.from_pretrained(self.path, revision=self.revision or "main", **options)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            hint = (
-                ""
-                if _is_local(self.path)
-                else (
-                    "; without network, give a local folder: model.path=<folder>, or use model=smollm2_135m or tiny_phi"
-                )
-            )
-            raise UserError(f"cannot load the {what} of {self.path!r}: {reason}{hint}") from error
+            return load(self.path, revision=self.revision or "main", trust_remote_code=False, **options)
+        except Exception as error:  # transformers raises whatever a config or a file makes its code meet
+            if lacks_memory(error):
+                raise
+            raise UserError(f"cannot load the {what} of {self.path!r}: {_reason(error)}{self._hint()}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+
+    def _hint(self) -> str:
+        if _is_local(self.path):
+            return ""
+        return "; without network, give a local folder: model.path=<folder>, or use model=smollm2_135m or tiny_phi"
+
+
+def untie_if_apart(model: Any) -> None:
+    """Let a config that calls the output head tied say so no longer where the files hold another one.
+
+    Whoever reads the config later (PEFT, an export) would tie the head, and overwrite it.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
+
+
+def _named(keys: Iterable[str]) -> str:
+    """The first of these names, and how many there are."""
+    keys = sorted(keys)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error is an outcome of the machine, and not of the files."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """An error on one line; by its kind too where its message is no sentence."""
+    from safetensors import SafetensorError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError, ImportError, SafetensorError)):
+        return str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"
 
 
 def _is_json_object(file: Path) -> bool:
@@ -111,6 +271,11 @@ def _is_json_object(file: Path) -> bool:
 def _is_local(path: str) -> bool:
     """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
     return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+
+
+def absolute_path(path: str) -> str:
+    """The absolute path of a local folder; a hub id as it is."""
+    return str(Path(path).expanduser().absolute()) if _is_local(path) else path
 
 
 def _register(name: str) -> None:

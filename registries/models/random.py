@@ -118,9 +118,10 @@ class RandomModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = self.tokenizer()
-        if len(tokenizer) > self.dimensions["vocab_size"]:
+        size = max(tokenizer.get_vocab().values()) + 1  # not their count: numbers may be left out between tokens
+        if size > self.dimensions["vocab_size"]:
             raise UserError(
-                f"model.vocab_size={self.dimensions['vocab_size']} is too small for the {len(tokenizer)} tokens of "
+                f"model.vocab_size={self.dimensions['vocab_size']} is too small for the {size} tokens of "
                 f"model.tokenizer={self.tokenizer_path}"
             )
         special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from data_modules.tokens import token_bytes
 from lightning_modules import build_module, load_module
 from lightning_modules.building import BFLOAT16_WIDTH, TRAINED_WEIGHTS, resolve_dtype
 from registries import MODELS, UserError
@@ -92,6 +93,20 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(cfg, tmp_path):
     byte_tokenizer().save_pretrained(folder)
     cfg["model"] = {"name": "phi2", "path": str(folder), "dtype": "float32", "freeze": True}
     with pytest.raises(UserError, match="the tokenizer has 257 tokens, but the model's vocabulary has 256"):
+        build_module(cfg)
+
+
+def test_a_tokenizer_whose_numbers_have_holes_is_as_large_as_the_largest(cfg, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {**byte_tokenizer().get_vocab(), "after a hole": 600}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="after a hole"))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "tokenizer")
+    cfg["model"] |= {"tokenizer": str(tmp_path / "tokenizer"), "vocab_size": 601}
+    assert token_bytes(build_module(cfg).tokenizer).shape == (601,)
+    cfg["model"]["vocab_size"] = 600
+    with pytest.raises(UserError, match="vocab_size=600 is too small for the 601 tokens"):
         build_module(cfg)
 
 
@@ -207,3 +222,22 @@ def test_a_flipped_bit_in_what_was_trained(run, operation, file):
     (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=f"{Path(file).name} is damaged .*checksum"):
         load_module(folder)
+
+
+def test_a_run_of_a_relative_folder_is_loaded_from_anywhere(run, tmp_path, monkeypatch):
+    """The run and the adapter that it trained name the models by their absolute paths."""
+    source = MODELS.build("random")
+    source.model(torch.float32).save_pretrained(tmp_path / "model")
+    source.tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    folder = run(
+        "model=phi2", "model.path=./model", "model.dtype=float32", "placement=attention", "trainer.max_steps=1",
+        "recovery=[kl]", "recovery.kl.teacher=model", "recovery.kl.train=replaced",
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_module(folder)
+    config = json.loads((folder / "result.json").read_text())["config"]
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    named = [config["model"]["path"], config["recovery"]["kl"]["teacher"], adapter["base_model_name_or_path"]]
+    assert named == [str(tmp_path / "model")] * 3

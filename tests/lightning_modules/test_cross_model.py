@@ -14,6 +14,7 @@ from lightning_modules.frozen import model_identity, record_calls
 from lightning_modules.injection import injected, site
 from lightning_modules.stages import Workspace
 from registries import ADAPTERS, UserError
+from registries.architectures import LengthLimit
 from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import tiny_phi
 from tests.rules import language_model, logits
@@ -293,8 +294,8 @@ def test_states_that_are_not_finite_are_told(cache):
 
 def test_a_block_that_is_too_long_for_the_source_is_told(cache):
     module = crossing(cache, [Site(1, 1)], "ridge")
-    module.states.positions = 10
-    with pytest.raises(UserError, match="has learned 10 positions: set dataset.block_size to less"):
+    module.states.limit = LengthLimit(10, "the 10 positions that this model learned")
+    with pytest.raises(UserError, match="more than the 10 positions that this model learned: set dataset.block_size"):
         module.read(text_blocks(WORDS)[:1].flip(1))
 
 

@@ -15,10 +15,12 @@ from lightning_modules.preflight import (
     preflight,
     probe,
     require,
+    require_own_logits,
 )
 from lightning_modules.surgery import replace_attention
-from registries.architectures import architecture_of
-from tests.rules import cases, disturb_cores, language_model
+from registries import UserError
+from registries.architectures import ARCHITECTURES, Architecture, architecture_of
+from tests.rules import cases, disturb_cores, language_model, limited_model
 
 CHECKS = {"causality", "prefix", "padding", "cache"}
 
@@ -197,3 +199,67 @@ def test_every_replacement_can_be_checked_in_fp64(case):
         results = preflight(model)
     require(results)
     assert max(result["difference"] for result in results.values()) < 1e-5
+
+
+def test_a_model_that_reads_only_short_texts_is_checked_on_them():
+    results = preflight(limited_model("gpt2", 10))
+    assert results.keys() == CHECKS
+    require(results)
+
+
+def test_a_failed_check_is_told_as_what_users_can_mend():
+    with pytest.raises(UserError, match="preflight=false"):
+        require(preflight(broken_model("causality")))
+
+
+# The objectives' own logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"])
+def test_training_and_scoring_have_the_same_logits(family, dtype):
+    require_own_logits(language_model(family).to(dtype))
+
+
+def test_capped_logits_are_those_of_the_model():
+    model = language_model("gemma3")
+    model.config.final_logit_softcapping = 0.5
+    require_own_logits(model)
+
+
+@pytest.fixture
+def scaled_model():
+    """A model of a family whose logits are a tenth of what its output head gives."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return GraniteForCausalLM(GraniteConfig(vocab_size=64, logits_scaling=10.0, **small)).eval()
+
+
+def register(monkeypatch, **options):
+    """The family of `scaled_model`, for this test."""
+    llama = ARCHITECTURES.get("llama")
+    monkeypatch.setattr(ARCHITECTURES, "_components", dict(ARCHITECTURES._components))
+    ARCHITECTURES.register("granite")(Architecture(llama.blocks, llama.attention, llama.roles, **options))
+
+
+def test_a_family_that_scales_its_logits_is_told_before_it_trains(scaled_model, monkeypatch):
+    register(monkeypatch)
+    with pytest.raises(UserError, match="the logits of this 'granite' model, .* differs .* by 9 of the largest"):
+        require_own_logits(scaled_model)
+
+
+def test_a_family_can_say_how_it_scales_its_logits(scaled_model, monkeypatch):
+    register(monkeypatch, logits=lambda output, config: output / config.logits_scaling)
+    require_own_logits(scaled_model)
+    with pytest.raises(UserError, match="the loss of this 'granite' model"):
+        scaled_model.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 7.0
+        require_own_logits(scaled_model)
+
+
+def test_what_is_not_a_number_is_no_difference():
+    """It is an outcome of the run."""
+    model = language_model("llama")
+    nn.init.constant_(model.model.norm.weight, torch.nan)
+    require_own_logits(model)

@@ -217,3 +217,55 @@ def test_modules_of_roles_have_full_names():
         "gpt_neox.layers.3.attention.dense",
     ]
     assert modules_of_roles(FUSED, ["attention"], []) == []
+
+
+# What a config says
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 128),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128),
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64}}, 64),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}, 32),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}}}, 128),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, None),
+        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 64}}, None),
+        ({"rope_scaling": None}, None),
+    ],
+)
+def test_rotary_codes_that_follow_the_length_of_a_text_limit_it(rope, limit):
+    shape = shape_of({**source("llama", max_positions=128).config(), **rope})
+    assert (shape.limit.tokens if shape.limit else None) == limit
+
+
+def test_learned_positions_limit_a_text():
+    limit = shape_of(source("gpt2", max_positions=77).config()).limit
+    assert (limit.tokens, limit.words) == (77, "the 77 positions that this model learned")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"hidden_size": "64"}, "hidden_size: '64'"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0"),
+        ({"vocab_size": [512]}, "vocab_size: .512."),
+        ({"rope_parameters": "default"}, "rope_parameters: 'default'"),
+        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta: 'much'"),
+        ({"text_config": 5}, "text_config: 5"),
+    ],
+)
+def test_a_wrong_value_in_a_config_is_told(wrong, told):
+    with pytest.raises(UserError, match=told):
+        shape_of({**source("llama").config(), **wrong})
+
+
+def test_older_configs_of_gemma_3_mix_two_rotary_bases():
+    older = {
+        "model_type": "gemma3_text", "num_hidden_layers": 4, "hidden_size": 64, "sliding_window_pattern": 2,
+        "rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    shape = shape_of({"model_type": "gemma3", "text_config": older, "vision_config": {}})
+    assert shape.rotary_bases == (2e4, 5e5, 2e4, 5e5)
+    assert (shape.num_heads, shape.head_width, shape.vocab_size) == (8, 256, 262_208)

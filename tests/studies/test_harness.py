@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.length_guard import guard_length
 from registries.models.random import byte_tokenizer
 from registries.registry import UserError
 from studies.harness import run_tasks
-from tests.rules import language_model, logits
+from tests.rules import language_model, limited_model, logits
 
 TASK = """
 task: {name}
@@ -74,3 +76,49 @@ def test_a_task_whose_data_are_not_here(module, task_path, tmp_path):
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(UserError, match="without network, give tasks with local data"):
         run_tasks(module, ["graftlab_choices"], task_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"doc_to_text": '"{{nothing_like_it}}"', "process_docs": "!function none.none"}, "none"),
+        ({"doc_to_target": '"{{answer}}"'}, "answer"),
+        ({"output_type": "none_such"}, "none_such"),
+        ({"metric_list": "none_such"}, "metric_list"),
+        ({"test_split": "none_such"}, "none_such"),
+    ],
+)
+def test_a_task_that_does_not_fit_its_data_is_told(task, told, module, task_path):
+    file = Path(task_path) / "task.yaml"
+    lines = [line for line in file.read_text().splitlines() if line.split(":")[0] not in task]
+    if "metric_list" in task:
+        lines = lines[:-3]
+    file.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in task.items())]))
+    with pytest.raises(UserError, match=told) as caught:
+        run_tasks(module, ["graftlab_choices"], task_path)
+    assert "graftlab_choices" in str(caught.value)
+    assert len(caught.value.messages) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_start_and_end_is_told(module, task_path):
+    module.tokenizer.eos_token = module.tokenizer.pad_token = None
+    with pytest.raises(UserError, match="tokenizer has neither a start nor an end token"):
+        run_tasks(module, ["graftlab_choices"], task_path)
+
+
+def test_the_tokenizer_stays_as_it_is(module, task_path):
+    module.tokenizer.pad_token = None
+    before = module.tokenizer.get_vocab()
+    run_tasks(module, ["graftlab_choices"], task_path, limit=1)
+    assert (module.tokenizer.pad_token, module.tokenizer.get_vocab()) == (None, before)
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood_rolling", "generate_until"])
+def test_texts_are_no_longer_than_the_model_reads(kind, task_path):
+    module = CausalLMModule(guard_length(limited_model("llama, dynamic", 40)), byte_tokenizer())
+    file = Path(task_path) / "task.yaml"
+    lines = [line for line in file.read_text().split("metric_list")[0].splitlines() if "_to_choice" not in line]
+    lines = [line.replace("multiple_choice", kind).replace("{{label}}", "{{question * 9}}") for line in lines]
+    file.write_text("\n".join([*lines, "generation_kwargs: {until: [x], max_gen_toks: 30}"]))
+    assert run_tasks(module, ["graftlab_choices"], task_path, limit=2)

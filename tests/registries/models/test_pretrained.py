@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from registries import MODELS, UserError
+from registries.architectures import architecture_of, shape_of
 from registries.models.pretrained import CONFIGS, HUB_IDS, PretrainedModel
 
 
@@ -38,8 +41,6 @@ def test_a_local_folder(folder):
 
 
 def test_the_weights_of_a_folder_are_its_own(folder):
-    from safetensors.torch import load_file
-
     saved = load_file(folder / "model.safetensors")
     model = PretrainedModel(str(folder)).model(torch.float32)
     assert model.state_dict()["lm_head.weight"].equal(saved["lm_head.weight"])
@@ -121,3 +122,193 @@ def test_a_damaged_config_is_an_error_for_the_user(folder, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     (message,) = MODELS.check("phi2", {"path": str(tmp_path)})
     assert "config.json" in message
+
+
+# The model is what its weights are
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """A copy of the folder with other weights (a function of them) and other keys of its config."""
+
+    def changed(weights=None, **config):
+        copy = tmp_path / "changed"
+        shutil.copytree(folder, copy)
+        if weights is not None:
+            tensors = {name: tensor.clone() for name, tensor in weights(load_file(copy / "model.safetensors")).items()}
+            save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+        known = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(known | config))
+        return copy
+
+    return changed
+
+
+def without(part):
+    return lambda weights: {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "told"),
+    [
+        (without("lm_head"), {}, "lm_head.weight are missing"),
+        (without("layers.1."), {}, "layers.1.input_layernorm.weight.* and 6 more are missing"),
+        (without("q_proj"), {}, "missing"),
+        (None, {"num_hidden_layers": 3}, "layers.2.* are missing"),
+        (None, {"num_hidden_layers": 1}, "layers.1.* belong to no part of the model"),
+        (None, {"attention_bias": True}, "q_proj.bias.* are missing|k_proj.bias.* are missing"),
+        (lambda weights: {f"x.{name}": tensor for name, tensor in weights.items()}, {}, "missing; x.lm_head.* no part"),
+        (lambda weights: weights | {"strange": torch.zeros(2)}, {}, "strange belong to no part"),
+        (None, {"intermediate_size": 100}, r"down_proj.weight \(\(64, 256\), not \(64, 100\)\)"),
+        (None, {"hidden_act": "none such"}, "none such"),
+        (None, {"hidden_size": "64"}, "hidden_size"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_those_of_the_config_are_an_error(changed, weights, config, told):
+    path = changed(weights, **config)
+    with pytest.raises(UserError, match=told) as caught:
+        PretrainedModel(str(path)).model(torch.float32)
+    assert str(path) in str(caught.value)
+    assert len(caught.value.messages) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tied_head_may_be_missing(changed):
+    path = changed(without("lm_head"), tie_word_embeddings=True)
+    model = PretrainedModel(str(path)).model(torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_head_that_only_the_config_ties_stays_apart(changed, folder, tmp_path):
+    """Also for whoever reads the config later, as an export does."""
+    model = PretrainedModel(str(changed(tie_word_embeddings=True))).model(torch.float32)
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "again")
+    again = PretrainedModel(str(tmp_path / "again")).model(torch.float32)
+    for each in (model, again):
+        assert each.lm_head.weight.equal(load_file(folder / "model.safetensors")["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised .quant_method 'gptq'"),
+        ({"quantization_config": {"quant_method": "none such"}}, "quantised .quant_method 'none such'"),
+        ({"return_dict": False}, "return_dict: false"),
+        ({"attn_implementation": "flash_attention_2"}, "flash_attn is not installed"),
+        ({"_attn_implementation": "none such"}, "'none such'. Allowed: eager, sdpa"),
+        ({"attn_implementation": "someone/kernels"}, "'someone/kernels'. Allowed: eager, sdpa"),
+    ],
+)
+def test_what_a_config_asks_for_in_vain_is_told_before_any_weights_are_read(changed, config, told):
+    path = changed(lambda weights: {}, **config)
+    (message,) = MODELS.check("phi2", {"path": str(path)})
+    with pytest.raises(UserError, match=told):
+        PretrainedModel(str(path)).model(torch.float32)
+    assert message.startswith(f"model.path={path}: ")
+
+
+@pytest.mark.parametrize("config", [{"quantization_config": None}, {"attn_implementation": "eager"}])
+def test_what_a_config_may_say(changed, config):
+    path = changed(**config)
+    assert MODELS.check("phi2", {"path": str(path)}) == []
+    PretrainedModel(str(path)).model(torch.float32)
+
+
+def test_what_lies_beside_the_weights_changes_nothing(changed):
+    """Adapters, settings of decoding, and outputs that were once asked for."""
+    from peft import LoraConfig, get_peft_model
+
+    path = changed(output_hidden_states=True, output_attentions=True, num_beams=2)
+    plain = PretrainedModel(str(path)).model(torch.float32)
+    adapted = get_peft_model(PretrainedModel(str(path)).model(torch.float32), LoraConfig(init_lora_weights=False))
+    adapted.save_pretrained(path)
+    assert (path / "adapter_model.safetensors").is_file()
+    (path / "generation_config.json").write_text('{"repetition_penalty": 1.5, "num_beams": 3, "max_length": 4}')
+    model = PretrainedModel(str(path)).model(torch.float32)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    output = model(torch.arange(9)[None])
+    assert output.logits.equal(plain(torch.arange(9)[None]).logits)
+    assert output.hidden_states is None
+    settings = model.generation_config
+    assert (settings.repetition_penalty, settings.num_beams, settings.max_length) == (None, None, None)
+    assert settings.eos_token_id == plain.config.eos_token_id
+
+
+def test_a_folder_that_holds_an_adapter_or_a_model_after_surgery_alone(tmp_path, folder):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds a PEFT adapter alone" in MODELS.check("phi2", {"path": str(tmp_path)})[0]
+    exported = tmp_path / "exported"
+    shutil.copytree(folder, exported)
+    (exported / "surgery.json").write_text("{}")
+    assert "load_exported" in MODELS.check("phi2", {"path": str(exported)})[0]
+
+
+def test_weights_of_an_adapter_are_no_model(changed):
+    path = changed()
+    (path / "model.safetensors").rename(path / "adapter_model.safetensors")
+    assert "holds no weights" in MODELS.check("phi2", {"path": str(path)})[0]
+
+
+def test_a_relative_folder_is_known_by_its_absolute_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    for path in (f"./{folder.name}", folder.name, f"../{folder.parent.name}/{folder.name}"):
+        assert PretrainedModel(path).model(torch.float32).name_or_path.startswith(str(folder.parent))
+
+
+# Multimodal models
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory):
+    """A Gemma 3 with a vision tower, as the hub has them: what is as usual is left out of its text_config."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    text = {**small, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4, "vocab_size": 300}
+    text |= {"sliding_window": 8, "query_pre_attn_scalar": 4}
+    vision = {**small, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    folder = tmp_path_factory.mktemp("gemma")
+    model.save_pretrained(folder)
+    MODELS.build("random").tokenizer().save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    written["text_config"] = {**text, "model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "type": "linear"}}
+    for usual in ("num_attention_heads", "num_key_value_heads"):
+        del written["text_config"][usual]
+    (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_of_a_multimodal_model_the_language_model_is_read(multimodal, tmp_path, older):
+    from transformers import AutoModelForImageTextToText
+
+    path = tmp_path / "copy"
+    shutil.copytree(multimodal, path)
+    if older:  # as Google saved them
+        weights = load_file(path / "model.safetensors")
+        renamed = {
+            name.replace("model.language_model", "language_model.model").replace("model.vision", "vision"): tensor
+            for name, tensor in weights.items()
+        }
+        save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
+    whole = AutoModelForImageTextToText.from_pretrained(multimodal).eval()
+    source = PretrainedModel(str(path))
+    model = source.model(torch.float32)
+    tokens = torch.arange(3, 23)[None]
+    assert torch.allclose(model(tokens).logits, whole(input_ids=tokens).logits, atol=1e-5)
+    shape = shape_of(source.config())
+    assert shape == shape_of(model.config)
+    assert (shape.family, shape.num_heads, shape.num_kv_heads) == ("gemma3_text", 8, 4)
+    architecture_of(model.config.model_type).attention_layers(model)
+
+
+def test_a_multimodal_model_without_a_language_model_is_an_error(multimodal, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(multimodal, path)
+    save_file(without("layers.1.self_attn")(load_file(path / "model.safetensors")), path / "model.safetensors")
+    with pytest.raises(UserError, match="model.layers.1.self_attn.* are missing"):
+        PretrainedModel(str(path)).model(torch.float32)

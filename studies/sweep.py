@@ -114,7 +114,7 @@ class Summary(Callback):
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
-    from studies.display import say, show_settings
+    from studies.display import show_folder, show_settings
     from studies.figures import plot_pareto
     from studies.tracking import log_sweep
 
@@ -136,7 +136,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
             if len({cost for cost, *_ in points.values()}) > 1:
                 plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
     log_sweep(cfg, folder, [result.get("mlflow_run_id") for _, result in runs])
-    say(str(folder))
+    show_folder(folder)
 
 
 def sweep_runs(folder: Path) -> list[Path]:

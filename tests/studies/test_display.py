@@ -114,3 +114,14 @@ def test_margins_stand_in_the_cells_of_others_and_bits_per_byte_only_where_model
     }
     assert shown_columns([line], 1) == ["depth", "loss"]
     assert shown_columns([line], 2) == ["depth", "loss", "bits/byte"]
+
+
+def test_within_a_run_only_results_go_to_stdout(capsys):
+    with display.only_results_on_stdout():
+        print("a library's line")
+        display.say("loading")
+        display.show_folder("outputs/runs/one")
+    display.show_folder("outputs/runs/two")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == ["outputs/runs/one", "outputs/runs/two"]
+    assert printed.err.splitlines() == ["a library's line", "loading"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_modules.documents import Document, halve, split_documents
-from registries.registry import UserError
+from registries.registry import UserError, is_there
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ SEPARATORS = (r"\n[ \t\r]*\n", r"\n", r"\s")
 
 def check_path(path: str | None) -> list[str]:
     """A message where a path is given that is not there."""
-    if path is None or Path(path).expanduser().exists():
+    if path is None or is_there(path):
         return []
     return [f"dataset.path={path!r} does not exist (looked from {Path.cwd()}): give an existing file or folder"]
 

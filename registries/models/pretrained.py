@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from registries import MODELS
-from registries.registry import UserError
+from registries.registry import UserError, is_there
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -22,11 +22,13 @@ HUB_IDS = {
 
 def check(path: str | None, revision: str | None = None) -> list[str]:
     """What is wrong with a local folder: not a model folder, or no weights in it."""
-    folder = Path(path or "").expanduser()
-    if path is None or not _is_local(path):
+    if path is None:
         return []
-    if not folder.is_dir():
+    if not _is_local(path):
+        return _name_errors(path)
+    if not is_there(path, folder=True):
         return [f"model.path={path}: there is no such folder"]
+    folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         return [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model folder"]
     if not _is_json_object(folder / "config.json"):
@@ -90,16 +92,31 @@ class PretrainedModel:
             raise UserError(f"cannot load the {what} of {self.path!r}: {reason}{hint}") from error
 
 
+def _name_errors(path: str) -> list[str]:
+    """What is wrong with the name of a hub model."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return [
+            f"model.path={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
+            "<owner>/<name> of letters, digits, '-', '_' and '.'"
+        ]
+    return []
+
+
 def _is_json_object(file: Path) -> bool:
     try:
         return isinstance(json.loads(file.read_text()), dict)
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 
 def _is_local(path: str) -> bool:
     """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
-    return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    return is_there(path) or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
 
 
 def _register(name: str) -> None:

@@ -36,7 +36,6 @@ class Base(NamedTuple):
         cfg: without Hydra's own part.
         plain: the same as plain dicts, as the last job left it; empty at first.
         linked: key at the top in which something refers to others -> these; "" for what cannot be told.
-        keys: all that can be set.
         undecided: groups of which no option is left to compare the keys with.
         errors: of the options.
     """
@@ -44,7 +43,6 @@ class Base(NamedTuple):
     cfg: DictConfig
     plain: dict[str, Any]
     linked: dict[str, set[str]]
-    keys: list[str]
     undecided: set[str]
     errors: list[str]
 
@@ -156,7 +154,7 @@ class Composer:
         cfg = self._together((*self.start, *good.values(), *lines_of(hydras)))
         texts = {key: repr(value) for key, value in OmegaConf.to_container(cfg).items()}
         linked = {key: set(re.findall(r"\$\{(\w*)", text)) for key, text in texts.items() if "${" in text}
-        return Base(cfg, {}, linked, _keys(cfg), undecided, errors)
+        return Base(cfg, {}, linked, undecided, errors)
 
     def _together(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, as a copy.
@@ -354,7 +352,7 @@ def _value_errors(item: Override, base: Base) -> list[str]:
             return [f"{line}: {root} is none, which has no keys; choose one of its options first"]
         return []  # whether that key is taken is told when the config is checked
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    near = nearest(key, base.keys)
+    near = nearest(key, _keys(base.cfg))
     where = f" Allowed in {parent or 'the config'}: {', '.join(siblings)}" if siblings else ""
     return [f"there is no key {key!r} in this config{near}{where}"]
 

@@ -57,14 +57,17 @@ def score(cfg: Any) -> dict[str, Any]:
 
 
 def job(cfg: Any) -> float:
-    """Print the scores; in a sweep, return the loss."""
+    """Print the scores, and nothing else, on stdout; in a sweep, return the loss."""
     import json
+    import sys
+    from contextlib import redirect_stdout
 
     from registries import UserError
     from studies.launch import exit_with
 
     try:
-        result = score(cfg)
+        with redirect_stdout(sys.stderr):  # whatever a library, a task or a conversion prints
+            result = score(cfg)
     except UserError as error:
         exit_with(error)
     print(json.dumps(result, indent=2, ensure_ascii=False))

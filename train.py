@@ -24,15 +24,16 @@ def run(cfg: Any) -> dict[str, Any]:
     from lightning_modules.processes import require_processes
     from registries.plugins import import_plugins
     from studies.controls import control_config
-    from studies.display import say
+    from studies.display import only_results_on_stdout, show_folder
     from studies.sweep import note_job
 
     cfg = with_absolute_paths(exchanged(plain(cfg)))
     require_processes(cfg["trainer"]["devices"])
     import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
-    controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
-    folder = _run_study(cfg, controls, note_job)
-    say(str(folder.path))
+    with only_results_on_stdout():
+        controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
+        folder = _run_study(cfg, controls, note_job)
+    show_folder(folder.path)
     return folder.result
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from data_modules.encoding import StartToken
-from registries.registry import Registry, nearest, parameters, signature_errors
+from registries.registry import Registry, nearest, parameters, wrong_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ def check_dataset(registry: Registry, dataset: Any) -> list[str]:
     """Messages for everything that is wrong with the config group `dataset`."""
     name, shared, own = _parts(dataset)
     label = f"dataset {name!r}"
-    errors = signature_errors(BlockSettings, shared, label)
+    wrong = wrong_arguments(BlockSettings, shared, label)
+    errors = [message for messages in wrong.values() for message in messages]
     if name not in registry:
         return registry.check(name, {}) + errors
     # Unknown keys are told here, since the registry knows the component's keys only.
@@ -60,8 +61,9 @@ def check_dataset(registry: Registry, dataset: Any) -> list[str]:
         errors.append(f"{label} has no key {key!r}{nearest(key, allowed)} Allowed: {', '.join(allowed)}")
         del own[key]
     settings = {**dataclasses.asdict(BlockSettings()), **shared}
+    settings = {key: value for key, value in settings.items() if key not in wrong}
     if hasattr(registry.get(name), "position_groups"):  # a SyntheticDataset
-        endless = [key for key in ("train_size", "val_size", "test_size") if settings[key] is None]
+        endless = [key for key in ("train_size", "val_size", "test_size") if settings.get(key, 0) is None]
         errors += [f"{label} makes its blocks without end: set dataset.{key} to a number of blocks" for key in endless]
     return errors + registry.check(name, own, **settings)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from data_modules.documents import Document, halve, named_by_content, split_documents
 from data_modules.raw_files import files_below, kind_of, read_text
 from data_modules.tables import TABLE_FORMATS, as_text, columns_of, first_few, read_rows
-from registries.registry import UserError
+from registries.registry import UserError, is_there
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ SEPARATORS = (
 
 def check_path(path: str | None) -> list[str]:
     """A message where a path is given that is not there."""
-    if path is None or Path(path).expanduser().exists():
+    if path is None or is_there(path):
         return []
     return [f"dataset.path={path!r} does not exist (looked from {Path.cwd()}): give an existing file or folder"]
 

@@ -148,11 +148,12 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
         shape = shape_of(config)
     except UserError as error:
         return errors + error.messages
+    layers = [0]
     try:
-        layers = resolve_layers(cfg["replacement"]["layers"], shape.num_layers)
+        if not errors:
+            layers = resolve_layers(cfg["replacement"]["layers"], shape.num_layers)
     except UserError as error:
         errors += [f"replacement.{line}" for line in error.messages]
-        layers = [0]
     checks = [ATTENTION.check(name, arguments, {"shape"}, shape=shape.attention(layer)) for layer in layers]
     return errors + list(dict.fromkeys(message for messages in checks for message in messages))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from registries.registry import UserError
 
+NUMBER, SHARE = r"\d{1,9}", r"\d{1,9}\.?\d{0,9}"  # longer ones are mistakes, which Python may not even read
 FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, spread:4, 8-15; first:25%, at:50%"
 
 
@@ -42,14 +43,15 @@ def _named(spec: str, num_layers: int) -> list[int]:
     every = list(range(num_layers))
     if spec == "all":
         return every
-    if span := re.fullmatch(r"(\d+)-(\d+)", spec):
-        return list(range(int(span[1]), int(span[2]) + 1))
-    if place := re.fullmatch(r"at:(\d+\.?\d*)%", spec):
+    if span := re.fullmatch(rf"({NUMBER})-({NUMBER})", spec):
+        first, last = int(span[1]), int(span[2])
+        return list(range(first, min(last, max(first, num_layers)) + 1))  # one beyond the model is enough to be told
+    if place := re.fullmatch(rf"at:({SHARE})%", spec):
         if float(place[1]) > 100:
             raise UserError(f"layers={spec!r} lies beyond the last layer, which is at:100%")
         return [min(num_layers - 1, int(num_layers * float(place[1]) / 100))]
     if counted := re.fullmatch(
-        r"(?:(first|last|ends|every|spread):([1-9]\d*)|(first|last|ends|spread):(\d+\.?\d*)%)", spec
+        rf"(?:(first|last|ends|every|spread):([1-9]\d{{0,8}})|(first|last|ends|spread):({SHARE})%)", spec
     ):
         form, count = counted[1] or counted[3], counted[2]
         share = float(counted[4] or 0)
@@ -65,6 +67,6 @@ def _named(spec: str, num_layers: int) -> list[int]:
             "every": every[::count],
             "spread": [index * num_layers // count for index in range(count)],
         }[form]
-    if re.fullmatch(r"-?\d+", spec):
+    if re.fullmatch(rf"-?{NUMBER}", spec):
         return [int(spec)]
     return []

@@ -30,8 +30,8 @@ def import_plugins(modules: Sequence[str]) -> list[Path]:
             module = import_module(name)
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r} ({error}); is its folder on PYTHONPATH?") from error
-        except Exception as error:  # whatever a stranger's module does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
             raise UserError(f"plugins: {name!r} fails to import: {type(error).__name__}: {error}") from error
-        if module.__file__ and (folder := Path(module.__file__).parent / "conf").is_dir():
+        if getattr(module, "__file__", None) and (folder := Path(module.__file__).parent / "conf").is_dir():
             folders.append(folder)
     return folders

@@ -19,6 +19,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 
@@ -31,6 +33,18 @@ class UserError(Exception):
     def __init__(self, messages: str | Iterable[str]):
         self.messages = [messages] if isinstance(messages, str) else list(messages)
         super().__init__("\n".join(self.messages))
+
+
+def is_there(path: str, folder: bool = False) -> bool:
+    """Whether the file or folder (or the folder, if that is asked for) that a user named is there; `~` is the home.
+
+    An empty name is not there, nor one that no file system takes: too long, or below the home of an unknown user.
+    """
+    try:
+        place = Path(path).expanduser()
+        return bool(path) and (place.is_dir() if folder else place.exists())
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -118,7 +132,7 @@ class Registry:
         if name not in self:
             return [self._unknown(name)]
         component = self._component(name)
-        wrong = _wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
+        wrong = wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
         errors = [message for messages in wrong.values() for message in messages]
         if component.check is not None:
             wanted = inspect.signature(component.check).parameters
@@ -179,36 +193,24 @@ def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: 
     pydantic, strictly: the text "3" is no integer, and inf and nan are no numbers. Parameters named in `given` are
     supplied by the caller later.
     """
-    return [message for messages in _wrong_arguments(target, arguments, label, given).values() for message in messages]
+    return [message for messages in wrong_arguments(target, arguments, label, given).values() for message in messages]
 
 
-def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str]) -> dict[str, list[str]]:
-    """Key -> what is wrong with it."""
-    from pydantic import ConfigDict, ValidationError, create_model
+def wrong_arguments(
+    target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """As `signature_errors`: key -> what is wrong with it."""
+    from pydantic import ValidationError
 
-    known = parameters(target)
+    known, named, model = _arguments_model(target, frozenset(given))
     takes_any = any(item.kind is item.VAR_KEYWORD for item in known.values())
-    named = {
-        name: item
-        for name, item in known.items()
-        if name not in given and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
-    }
     wrong = {
         key: [f"{label} has no key {key!r}{nearest(key, named)} Allowed: {', '.join(named) or '(none)'}"]
         for key in arguments
         if key not in known and not takes_any
     }
-    types = {  # a dataclass is handed over by code, not by a config
-        name: (
-            Any if item.annotation is item.empty or is_dataclass(item.annotation) else item.annotation,
-            ... if item.default is item.empty else item.default,
-        )
-        for name, item in named.items()
-    }
-    strictly = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-    model = create_model("Arguments", __config__=strictly, **types)
     try:
-        model(**{key: value for key, value in arguments.items() if key in types})
+        model(**{key: value for key, value in arguments.items() if key in named})
     except ValidationError as error:
         for item in error.errors():
             key = str(item["loc"][0])
@@ -220,6 +222,31 @@ def _wrong_arguments(target: Any, arguments: dict[str, Any], label: str, given: 
             if message not in wrong.setdefault(key, []):
                 wrong[key].append(message)
     return wrong
+
+
+@cache
+def _arguments_model(target: Any, given: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """All parameters of a callable, those that are checked, and the pydantic model that checks them.
+
+    It is made once, since that takes a millisecond and a sweep of a thousand jobs asks for ten thousand.
+    """
+    from pydantic import ConfigDict, create_model
+
+    known = parameters(target)
+    named = {
+        name: item
+        for name, item in known.items()
+        if name not in given and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    }
+    types = {  # a dataclass is handed over by code, not by a config
+        name: (
+            Any if item.annotation is item.empty or is_dataclass(item.annotation) else item.annotation,
+            ... if item.default is item.empty else item.default,
+        )
+        for name, item in named.items()
+    }
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return known, named, create_model("Arguments", __config__=config, **types)
 
 
 def _place(target: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le
 
-from registries.registry import parameters, signature_errors
+from registries.registry import is_there, parameters, signature_errors, wrong_arguments
 
 
 def root_options(
@@ -80,49 +80,168 @@ def early_stopping_options(
     """The keys of `trainer.early_stopping`."""
 
 
-def config_errors(cfg: Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with a composed config (plain dicts), found without reading any weights."""
-    import data_modules
+COMPONENTS = (  # groups whose `name` tells which of their options was chosen
+    "model",
+    "source",
+    "replacement",
+    "placement",
+    "dataset",
+    "optimizer",
+    "trainer",
+    "adapter",
+    "compressor",
+    "tracking",
+)
+GROUPS = (*COMPONENTS, "recovery", "experiment", "size", "samples", "activations", "communication")
+
+
+class Check(NamedTuple):
+    """One part of the check of a config.
+
+    Attributes:
+        concerns: the key that is wrong if anything is found; checks that read it are then left out.
+        reads: the keys at the top of the config that are looked at, all of them right. No others are handed over, so
+            that jobs of a sweep which agree in these need one check.
+        find: config (these keys alone) -> messages.
+    """
+
+    concerns: str
+    reads: tuple[str, ...]
+    find: Callable[[Mapping[str, Any]], list[str]]
+
+
+Known = dict[tuple[int, str], list[str]]  # (number of a check, what it reads) -> what it found
+
+
+def config_errors(cfg: Mapping[str, Any], known: Known | None = None) -> list[str]:
+    """Everything that is wrong with a composed config (plain dicts), found without reading any weights.
+
+    `known` keeps what was found, for other jobs of a sweep.
+    """
+    known = {} if known is None else known
+    if missing := NEEDED - cfg.keys():
+        return [f"the config has no key {key!r}: a primary config must build on ours" for key in sorted(missing)]
+    wrong = {key: [_not_keys(key, cfg[key])] for key in GROUPS if key in cfg and not isinstance(cfg[key], Mapping)}
+    wrong |= {key: [_unnamed(key)] for key in COMPONENTS if key in cfg and key not in wrong and not _is_named(cfg[key])}
+    if not {"adapter", "model", "source"} & wrong.keys():
+        cfg = _exchanged(cfg)
+    wrong |= _root_errors({key: value for key, value in cfg.items() if key not in GROUPS})
+    errors = [message for messages in wrong.values() for message in messages]
+    for number, check in enumerate(CHECKS):
+        if not wrong.keys().isdisjoint(check.reads):
+            continue
+        part = {key: cfg[key] for key in check.reads if key in cfg}
+        key = (number, repr(part))
+        if key not in known:
+            known[key] = check.find(part)
+        if known[key]:
+            wrong.setdefault(check.concerns, [])
+            errors += known[key]
+    return errors
+
+
+def _exchanged(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As `options.exchanged`, for a config of which little is known yet."""
     from lightning_modules import options
+
+    return options.exchanged(cfg) if cfg["adapter"].get("exchange") is True else cfg
+
+
+def _not_keys(key: str, value: Any) -> str:
+    return f"{key}={value!r}: {key} is no value but has keys of its own; set {key}.<key>=<value>"
+
+
+def _is_named(group: Mapping[str, Any]) -> bool:
+    return isinstance(group.get("name"), str)
+
+
+def _unnamed(key: str) -> str:
+    return f"{key} has no name: choose one of its options, {key}=<option>"
+
+
+def _root_errors(root: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Key at the top of the config -> what is wrong with it. Sections of somebody's own, for interpolation, are not."""
+    score = {key: value for key, value in root.items() if key in parameters(score_options)}
+    known = parameters(root_options)
+    top = {
+        key: value
+        for key, value in root.items()
+        if key not in score and (key in known or not isinstance(value, Mapping))
+    }
+    wrong = wrong_arguments(root_options, top, "the config") | wrong_arguments(score_options, score, "score")
+    for key in ("output_dir", "cache_dir", "run"):
+        if key not in wrong and root.get(key) == "":
+            wrong[key] = [f"{key} is empty: give it a folder, or leave it out"]
+    folder = root.get("task_path")
+    if "task_path" not in wrong and folder and not is_there(folder, folder=True):
+        wrong["task_path"] = [f"task_path={folder!r} is no folder (looked from {Path.cwd()})"]
+    return wrong
+
+
+def _section(options: Callable[..., None], key: str) -> Check:
+    return Check(key, (key,), lambda cfg: signature_errors(options, dict(cfg[key]), key))
+
+
+def _question_errors(cfg: Mapping[str, Any]) -> list[str]:
+    if cfg["communication"].get("questions") and cfg["adapter"]["name"] == "none":
+        return ["communication.questions are for two models: choose an adapter (adapter=ridge)"]
+    return []
+
+
+def _model_errors(cfg: Mapping[str, Any]) -> list[str]:
+    from lightning_modules.options import check_model
+
+    if cfg["model"]["name"] == "none":
+        return ["model=none: a study needs a model; only the second one (model@source) may be none"]
+    return check_model(cfg)
+
+
+def _dataset_errors(cfg: Mapping[str, Any]) -> list[str]:
+    import data_modules
+
+    return data_modules.check(cfg["dataset"])
+
+
+def _option_check(name: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A check of `lightning_modules.options`, which is imported when it is needed."""
+
+    def find(cfg: Mapping[str, Any]) -> list[str]:
+        from lightning_modules import options
+
+        return getattr(options, name)(cfg)
+
+    return find
+
+
+def _recovery_errors(cfg: Mapping[str, Any]) -> list[str]:
     from lightning_modules.recovery import check_recovery
 
-    cfg = options.exchanged(cfg)
-    groups = {key: value for key, value in cfg.items() if isinstance(value, Mapping)}
-    top = {key: value for key, value in cfg.items() if key not in groups}
-    score = {key: top.pop(key) for key in parameters(score_options) if key in top}
-    errors = signature_errors(root_options, top, "the config") + signature_errors(score_options, score, "score")
-    if score.get("task_path") and not Path(score["task_path"]).expanduser().is_dir():
-        errors.append(f"task_path={score['task_path']!r} is no folder (looked from {Path.cwd()})")
-    errors += signature_errors(sample_options, dict(cfg["samples"]), "samples")
-    errors += signature_errors(activation_options, dict(cfg["activations"]), "activations")
-    errors += signature_errors(communication_options, dict(cfg["communication"]), "communication")
-    if cfg["communication"].get("questions") and cfg["adapter"]["name"] == "none":
-        errors.append("communication.questions are for two models: choose an adapter (adapter=ridge)")
-    errors += (trainer_errors := _trainer_errors(cfg["trainer"]))
-    model_errors = options.check_model(cfg)
-    if cfg["model"]["name"] == "none":
-        model_errors.append("model=none: a study needs a model; only the second one (model@source) may be none")
-    operations = (options.check_replacement, options.check_placement, options.check_adapter, options.check_compressor)
-    surgery_errors = model_errors or [error for check in operations for error in check(cfg)]
-    errors += surgery_errors
-    dataset_errors = data_modules.check(cfg["dataset"])
-    errors += options.check_optimizer(cfg) + dataset_errors
-    if not surgery_errors + trainer_errors + dataset_errors:
-        errors += check_recovery(cfg)
-    if not errors:
-        errors += _device_errors(cfg)
-    if score and cfg["trainer"]["devices"] > 1:
-        errors.append(f"trainer.devices={cfg['trainer']['devices']}: scoring computes on one; leave it out")
+    keyless = [name for name, keys in cfg["recovery"].items() if not isinstance(keys, Mapping)]
+    return [_not_keys(f"recovery.{name}", cfg["recovery"][name]) for name in keyless] or check_recovery(cfg)
+
+
+def _scoring_errors(cfg: Mapping[str, Any]) -> list[str]:
+    if "split" in cfg and cfg["trainer"]["devices"] > 1:
+        return [f"trainer.devices={cfg['trainer']['devices']}: scoring computes on one; leave it out"]
+    return []
+
+
+def _control_errors(cfg: Mapping[str, Any]) -> list[str]:
     if cfg["controls"] and cfg["replacement"]["name"] == "none":
-        errors.append(f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced")
-    return errors + (options.check_block_size(cfg) if not model_errors + dataset_errors else [])
+        return [f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced"]
+    return []
 
 
-def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:
+def _trainer_errors(cfg: Mapping[str, Any]) -> list[str]:
+    trainer = cfg["trainer"]
     keys = {key: value for key, value in trainer.items() if key != "name"}
-    errors = signature_errors(trainer_options, keys, "trainer")
-    stopping = dict(keys.get("early_stopping") or {})
-    errors += signature_errors(early_stopping_options, stopping, "trainer.early_stopping")
+    wrong = wrong_arguments(trainer_options, keys, "trainer")
+    stopping = dict(keys.get("early_stopping") or {}) if "early_stopping" not in wrong else {}
+    wrong |= {
+        f"early_stopping.{key}": messages
+        for key, messages in wrong_arguments(early_stopping_options, stopping, "trainer.early_stopping").items()
+    }
+    errors = [message for messages in wrong.values() for message in messages]
     if stopping.get("patience") and keys.get("val_check_interval") is None:
         errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
     if keys.get("accelerator") in ("gpu", "cuda") and not _has_gpu():
@@ -153,3 +272,34 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+_OPERATED = ("model", "replacement", "placement", "recovery", "dataset", "optimizer", "trainer", "cache_dir")
+CHECKS = (
+    _section(sample_options, "samples"),
+    _section(activation_options, "activations"),
+    _section(communication_options, "communication"),
+    Check("communication", ("communication", "adapter"), _question_errors),
+    Check("trainer", ("trainer",), _trainer_errors),
+    Check("dataset", ("dataset",), _dataset_errors),
+    Check("optimizer", ("optimizer",), _option_check("check_optimizer")),
+    Check("model", ("model", "cache_dir"), _model_errors),
+    Check("replacement", ("replacement", "model", "cache_dir"), _option_check("check_replacement")),
+    Check("placement", ("placement", "model", "cache_dir"), _option_check("check_placement")),
+    Check(
+        "adapter",
+        ("adapter", "source", "model", "compressor", "trainer", "cache_dir"),
+        _option_check("check_adapter"),
+    ),
+    Check(
+        "compressor",
+        ("compressor", "source", "adapter", "dataset", "cache_dir"),
+        _option_check("check_compressor"),
+    ),
+    Check("recovery", _OPERATED, _recovery_errors),
+    Check("devices", (*_OPERATED, "adapter", "compressor"), _device_errors),
+    Check("trainer", ("trainer", "split"), _scoring_errors),
+    Check("controls", ("controls", "replacement"), _control_errors),
+    Check("dataset", ("dataset", "model", "cache_dir"), _option_check("check_block_size")),
+)
+NEEDED = {key for check in CHECKS for key in check.reads} - {"split"}  # that only score.py has

@@ -118,7 +118,7 @@ class Summary(Callback):
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
-    from studies.display import say, show_settings
+    from studies.display import say, show_folder, show_settings
     from studies.figures import plot_pareto
     from studies.tracking import log_sweep
 
@@ -146,7 +146,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
         say(f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} of this sweep failed:")
     for failure in failed:
         say(f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}")
-    say(str(folder))
+    show_folder(folder)
 
 
 def sweep_runs(folder: Path) -> list[Path]:

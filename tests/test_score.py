@@ -14,6 +14,7 @@ from lightning_modules.causal_lm import CausalLMModule
 from registries.models.random import RandomModel, byte_tokenizer
 from registries.registry import UserError
 from studies.compose import compose
+from studies.display import say, show_rows
 from studies.launch import launch
 
 TRAINED = ("replacement=toroidal", "replacement.depth=4", "replacement.transfer_steps=2")
@@ -130,6 +131,22 @@ def test_scores_are_printed_and_nothing_is_written(start, model_folder, tmp_path
     start("model=tiny_phi", f"model.path={model_folder}")
     assert json.loads(capsys.readouterr().out)["loss"] > 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_whatever_is_printed_on_the_way_goes_to_stderr(start, monkeypatch, capsys):
+    load = RandomModel.model
+
+    def loudly(self, dtype):
+        print("converting")
+        say("loading")
+        show_rows(["a", "b"], [["c", "d"]])
+        return load(self, dtype)
+
+    monkeypatch.setattr(RandomModel, "model", loudly)
+    start()
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["loss"] > 0
+    assert [word for word in ("converting", "loading", "c") if word not in printed.err] == []
 
 
 def test_a_user_error_ends_with_status_2(start, capsys):

@@ -41,6 +41,8 @@ def test_one_job_from_the_command_line(command, small, tmp_path):
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     assert done.stdout.splitlines()[-1] == str(folder)
     assert "trained in stage next_token" in done.stdout
+    assert "loading the model" in done.stderr
+    assert "loading the model" not in done.stdout
     assert "arning" not in done.stderr
     assert list((tmp_path / "here").iterdir()) == []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from registries import MODELS
 from registries.models.content import folder_sha256
-from registries.registry import UserError
+from registries.registry import UserError, is_there
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -43,15 +43,16 @@ _OTHER_MODALITIES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)
 
 def check(path: str | None, revision: str | None = None) -> list[str]:
     """What is wrong with a local folder: not a model folder, no weights in it, or a config that cannot be followed."""
-    folder = Path(path or "").expanduser()
-    if path is None or not _is_local(path):
+    if path is None:
         return []
-    return [f"model.path={path}: {reason}" for reason in _folder_errors(folder)]
+    if not _is_local(path):
+        return _name_errors(path)
+    if not is_there(path, folder=True):
+        return [f"model.path={path}: there is no such folder"]
+    return [f"model.path={path}: {reason}" for reason in _folder_errors(Path(path).expanduser())]
 
 
 def _folder_errors(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return ["there is no such folder"]
     if (folder / "surgery.json").is_file():
         return [
             "the folder holds an exported model after surgery, which would be lost: load it from Python with "
@@ -261,16 +262,31 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def _name_errors(path: str) -> list[str]:
+    """What is wrong with the name of a hub model."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return [
+            f"model.path={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
+            "<owner>/<name> of letters, digits, '-', '_' and '.'"
+        ]
+    return []
+
+
 def _is_json_object(file: Path) -> bool:
     try:
         return isinstance(json.loads(file.read_text()), dict)
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 
 def _is_local(path: str) -> bool:
     """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
-    return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    return is_there(path) or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
 
 
 def absolute_path(path: str) -> str:

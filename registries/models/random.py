@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from registries import MODELS
 from registries.models.content import folder_sha256
-from registries.registry import UserError
+from registries.registry import UserError, is_there
 
 Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
 
 NUM_BYTES = 256
+LARGEST = 2**24  # of a dimension: beyond are mistakes that would fill the memory
 
 
 def check(
@@ -27,7 +28,7 @@ def check(
     """What is wrong with these dimensions."""
     errors = []
     if hidden_size % num_heads:
-        divisors = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and n <= 64]
+        divisors = [n for n in range(1, 65) if hidden_size % n == 0]
         errors.append(
             f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}. Allowed: {divisors}"
         )
@@ -39,7 +40,7 @@ def check(
         errors.append(f"model.num_kv_heads={num_kv_heads} does not divide model.num_heads={num_heads}")
     if tokenizer is None and vocab_size < NUM_BYTES + 1:
         errors.append(f"model.vocab_size={vocab_size} is too small for the byte tokenizer. Allowed: 257 or more")
-    if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
+    if tokenizer is not None and not is_there(tokenizer, folder=True):
         errors.append(f"model.tokenizer={tokenizer}: there is no such folder")
     return errors
 
@@ -59,12 +60,12 @@ class RandomModel:
     def __init__(
         self,
         family: Family = "llama",
-        num_layers: Annotated[int, Ge(1)] = 2,
-        hidden_size: Annotated[int, Ge(4)] = 64,
-        num_heads: Annotated[int, Ge(1)] = 4,
+        num_layers: Annotated[int, Ge(1), Le(10_000)] = 2,
+        hidden_size: Annotated[int, Ge(4), Le(LARGEST)] = 64,
+        num_heads: Annotated[int, Ge(1), Le(LARGEST)] = 4,
         num_kv_heads: Annotated[int, Ge(1)] | None = None,
-        vocab_size: Annotated[int, Ge(2)] = 512,
-        max_positions: Annotated[int, Ge(2)] = 2048,
+        vocab_size: Annotated[int, Ge(2), Le(LARGEST)] = 512,
+        max_positions: Annotated[int, Ge(2), Le(LARGEST)] = 2048,
         tokenizer: str | None = None,
     ):
         self.family = family

@@ -54,6 +54,7 @@ def test_forms(spec, layers):
     "spec",
     [
         "first:0", "first:-1", "middle:2", "15-8", "", "none", "first", [], [1.0], ["1"], [True],
+        "first:" + "9" * 5000, "9" * 5000, "first:" + "9" * 400 + "%",
         "every:25%", "first:%", "first:-5%", "first:a%", "25%", "spread:0", "spread:2.5", "first:25 %",
     ],
 )  # fmt: skip
@@ -62,7 +63,9 @@ def test_what_is_no_layer_spec(spec):
         resolve_layers(spec, 30)
 
 
-@pytest.mark.parametrize(("spec", "layer"), [([30], 30), ([0, -31], -31), ("25-40", 30), ("99", 99), (-31, -31)])
+@pytest.mark.parametrize(
+    ("spec", "layer"), [([30], 30), ([0, -31], -31), ("25-40", 30), ("0-999999999", 30), ("99", 99), (-31, -31)]
+)
 def test_layers_that_the_model_does_not_have(spec, layer):
     with pytest.raises(UserError, match=rf"names layer {layer}, but this model's layers are 0 to 29 \(or -30 to -1\)"):
         resolve_layers(spec, 30)

@@ -69,3 +69,14 @@ def test_a_module_that_cannot_be_imported(plugin):
     (plugin("graftlab_plugin_five") / "graftlab_plugin_five.py").write_text("1 / 0")
     with pytest.raises(UserError, match="'graftlab_plugin_five' fails to import: ZeroDivisionError: division by zero"):
         import_plugins(["graftlab_plugin_five"])
+
+
+def test_a_module_without_a_file_has_no_config_folder():
+    assert import_plugins(["sys"]) == []
+
+
+def test_a_module_that_ends_its_process_is_told(tmp_path, monkeypatch):
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="'leaves_at_once' fails to import: SystemExit: 3"):
+        import_plugins(["leaves_at_once"])

@@ -143,13 +143,13 @@ def test_another_seed_scores_only_what_is_drawn_anew(run, capsys):
     run(*pair)
     capsys.readouterr()
     run(*pair, "seed=1")
-    assert re.findall(r"scoring the control (\w+)", capsys.readouterr().out) == ["random_orthogonal"]
+    assert re.findall(r"scoring the control (\w+)", capsys.readouterr().err) == ["random_orthogonal"]
 
 
 def test_questions_that_cannot_be_asked_are_told_before_the_models_are_loaded(run, capsys):
     with pytest.raises(UserError, match="communication.choices=4 is more than the 1"):
         run(*PAIR, "communication.questions=2")
-    assert "loading" not in capsys.readouterr().out
+    assert "loading" not in capsys.readouterr().err
 
 
 def test_closed_forms_are_scored_without_training(run):

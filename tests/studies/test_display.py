@@ -121,3 +121,14 @@ def test_one_document_has_no_interval(printed):
     assert rows(printed())["the untouched model"] == ["1.5000", "none: one document", "1.2500", "none: one document"]
     line = {"over the best": 1.5, "over the best, low": 0.0, "over the best, high": float("inf")}
     assert cell(line, "over the best") == "1.5000 (none: one document)"
+
+
+def test_within_a_run_only_results_go_to_stdout(capsys):
+    with display.only_results_on_stdout():
+        print("a library's line")
+        display.say("loading")
+        display.show_folder("outputs/runs/one")
+    display.show_folder("outputs/runs/two")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == ["outputs/runs/one", "outputs/runs/two"]
+    assert printed.err.splitlines() == ["a library's line", "loading"]

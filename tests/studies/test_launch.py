@@ -4,9 +4,10 @@ import json
 import sys
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import train
-from studies.launch import launch
+from studies.launch import TRACEBACKS, launch
 
 
 @pytest.fixture
@@ -146,3 +147,53 @@ def test_a_plugin_that_cannot_be_imported(refused, monkeypatch, tmp_path_factory
     text = refused("model=random", "plugins=[no_plugin]")
     sys.modules.pop("no_plugin", None)
     assert [part for part in parts if part not in text] == []
+
+
+def test_tab_completion(command):
+    done = command("train.py", "-sc", "install=bash")
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
+    done = command("train.py", "-sc", "query=bash", COMP_LINE="train.py replacement=t")
+    assert done.stdout.split() == ["replacement=toroidal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
+        (["--resolve"], "add --cfg job"),
+        (["--experimental-rerun", "file"], "resume="),
+        (["--config-dir", "/no/folder"], "/no/folder is no folder"),
+        (["--config-name", "nothing"], "nothing"),
+        (["--config-path", "/no/folder"], "/no/folder"),
+        (["--cfg", "job", "--resolve", "seed=${nowhere}"], "nowhere"),
+        (["--cfg", "job", "seed=[1"], "seed=[1"),
+        (["model=random", "hydra.sweeper=null", "-m"], "weeper is not configured"),
+    ],
+)
+def test_flags_that_cannot_be_followed_are_told_in_one_message(refused, arguments, part):
+    text = refused(*arguments)
+    assert part in text
+    assert "Traceback" not in text
+
+
+def test_a_fault_of_ours_in_the_check_is_one_line(refused, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("no such thing")
+
+    monkeypatch.setattr("studies.schema.config_errors", fail)
+    text = refused("model=random")
+    assert text.splitlines() == [
+        "error:",
+        f"  this command line cannot be checked: no such thing ({TRACEBACKS}=1 shows where)",
+    ]
+
+
+def test_a_sweep_starts_without_composing_all_of_its_jobs_first(small, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    compositions, at_first = [], []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *a, **o: compositions.append(a) or load(*a, **o))
+    launch(lambda cfg: at_first.append(len(compositions)), "config", small("seed=range(0,5)", "-m", "preflight=false"))
+    assert at_first[0] <= 2
+    assert len(at_first) == 5

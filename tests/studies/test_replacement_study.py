@@ -164,7 +164,7 @@ def test_the_last_line_names_the_folder(run, capsys):
 
 def test_with_nothing_to_train_the_model_is_scored(run, capsys):
     folder = run("samples.max_new_tokens=2")
-    assert "nothing to train" in capsys.readouterr().out
+    assert "nothing to train" in capsys.readouterr().err
     metrics = result_of(folder)["metrics"]
     for name in ("loss", "ppl", "bpb", "accuracy"):
         assert metrics[f"val/{name}"] == metrics[f"baseline/{name}"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from registries.registry import parameters, signature_errors
 
@@ -80,6 +80,13 @@ def early_stopping_options(
     """The keys of `trainer.early_stopping`."""
 
 
+def tracking_options(
+    uri: Annotated[str, MinLen(1)] = "sqlite:///outputs/mlflow.db",
+    experiment: Annotated[str, MinLen(1), MaxLen(500)] = "graftlab",
+) -> None:
+    """The keys of `tracking`, where it is not `none`."""
+
+
 def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong with a composed config (plain dicts), found without reading any weights."""
     import data_modules
@@ -98,6 +105,7 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     errors += signature_errors(communication_options, dict(cfg["communication"]), "communication")
     if cfg["communication"].get("questions") and cfg["adapter"]["name"] == "none":
         errors.append("communication.questions are for two models: choose an adapter (adapter=ridge)")
+    errors += _tracking_errors(cfg["tracking"])
     errors += (trainer_errors := _trainer_errors(cfg["trainer"]))
     model_errors = options.check_model(cfg)
     if cfg["model"]["name"] == "none":
@@ -116,6 +124,19 @@ def config_errors(cfg: Mapping[str, Any]) -> list[str]:
     if cfg["controls"] and cfg["replacement"]["name"] == "none":
         errors.append(f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced")
     return errors + (options.check_block_size(cfg) if not model_errors + dataset_errors else [])
+
+
+def _tracking_errors(tracking: Mapping[str, Any]) -> list[str]:
+    from studies.store import address_errors
+
+    keys = {key: value for key, value in tracking.items() if key != "name"}
+    if tracking.get("name") == "none":
+        return [f"tracking=none has no key {key!r}: choose tracking=mlflow or tracking=server" for key in keys]
+    if tracking.get("name") not in ("mlflow", "server"):
+        return [f"tracking.name={tracking.get('name')!r} is no option: choose tracking=mlflow, server or none"]
+    missing = [f"tracking needs a value for {key!r}" for key in parameters(tracking_options) if key not in keys]
+    errors = missing + signature_errors(tracking_options, keys, "tracking")
+    return errors or address_errors(keys["uri"])
 
 
 def _trainer_errors(trainer: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from registries.registry import is_there, parameters, signature_errors, wrong_arguments
 
@@ -78,6 +78,13 @@ def early_stopping_options(
     patience: Annotated[int, Ge(1)] | None = None, min_delta: Annotated[float, Ge(0)] = 0.0
 ) -> None:
     """The keys of `trainer.early_stopping`."""
+
+
+def tracking_options(
+    uri: Annotated[str, MinLen(1)] = "sqlite:///outputs/mlflow.db",
+    experiment: Annotated[str, MinLen(1), MaxLen(500)] = "graftlab",
+) -> None:
+    """The keys of `tracking`, where it is not `none`."""
 
 
 COMPONENTS = (  # groups whose `name` tells which of their options was chosen
@@ -232,6 +239,20 @@ def _control_errors(cfg: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _tracking_errors(cfg: Mapping[str, Any]) -> list[str]:
+    from studies.store import address_errors
+
+    tracking = cfg["tracking"]
+    keys = {key: value for key, value in tracking.items() if key != "name"}
+    if tracking.get("name") == "none":
+        return [f"tracking=none has no key {key!r}: choose tracking=mlflow or tracking=server" for key in keys]
+    if tracking.get("name") not in ("mlflow", "server"):
+        return [f"tracking.name={tracking.get('name')!r} is no option: choose tracking=mlflow, server or none"]
+    missing = [f"tracking needs a value for {key!r}" for key in parameters(tracking_options) if key not in keys]
+    errors = missing + signature_errors(tracking_options, keys, "tracking")
+    return errors or address_errors(keys["uri"])
+
+
 def _trainer_errors(cfg: Mapping[str, Any]) -> list[str]:
     trainer = cfg["trainer"]
     keys = {key: value for key, value in trainer.items() if key != "name"}
@@ -280,6 +301,7 @@ CHECKS = (
     _section(activation_options, "activations"),
     _section(communication_options, "communication"),
     Check("communication", ("communication", "adapter"), _question_errors),
+    Check("tracking", ("tracking",), _tracking_errors),
     Check("trainer", ("trainer",), _trainer_errors),
     Check("dataset", ("dataset",), _dataset_errors),
     Check("optimizer", ("optimizer",), _option_check("check_optimizer")),

@@ -45,7 +45,7 @@ class Scores:
         """Record the metrics under a prefix, with the ratio of perplexities to the untouched model's."""
         baseline = "baseline/test/ppl" if "test/" in prefix else "baseline/ppl"
         metrics = {f"{prefix}{name}": value for name, value in self.metrics.items()}
-        if baseline in record.metrics:
+        if baseline in record.metrics and not prefix.startswith("baseline/"):  # a resumed run knows it already
             metrics[f"{prefix}ppl_ratio"] = self.metrics["ppl"] / record.metrics[baseline]
         record.folder.record(**metrics)
         file = record.folder.path / DOCUMENTS

@@ -56,7 +56,7 @@ class MLflowRun(Logger):
         self.copy, self.first_step = copy, 0
         self.problem: str | None = None  # why the last attempt failed
         self.worker = Worker(lambda: self._attempt(copy.send_points), SEND_SECONDS)
-        self.worker.submit(lambda: self._attempt(copy.send_points))
+        self._sent = self.worker.submit(lambda: self._attempt(copy.send_points))
         self.worker.submit(self._mend)
 
     @property
@@ -75,7 +75,8 @@ class MLflowRun(Logger):
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Send what there is, so that the store knows what a killed run goes on from."""
-        self.worker.submit(lambda: self._attempt(self.copy.send_points))
+        if self._sent.is_set():  # a store that does not answer would have ever more to do
+            self._sent = self.worker.submit(lambda: self._attempt(self.copy.send_points))
 
     def close(self, folder: RunFolder) -> None:
         """End the MLflow run as the folder's run has ended, with its scores and files; tell what could not be sent."""

@@ -287,8 +287,11 @@ def test_a_killed_and_resumed_run_is_in_the_store_as_an_undisturbed_one(killed, 
     assert json.loads((folder / "result.json").read_text())["mlflow_run_id"] == first
     assert points_of(store, first) == points_in(folder)
     undisturbed = run(*TRAINED)
-    same = {name for name, *_ in points_in(undisturbed) if not name.startswith(("time/", "throughput/", "memory/"))}
-    ours, theirs = ([point for point in points_in(path) if point[0] in same] for path in (folder, undisturbed))
+    measured = ("time/", "throughput/", "memory/")
+    ours, theirs = (
+        [(name, step, not name.startswith(measured) and value) for name, step, value in points_in(path)]
+        for path in (folder, undisturbed)
+    )
     assert ours == theirs
 
 

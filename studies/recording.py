@@ -174,6 +174,7 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
                     tracker.first_step = sum(stage["steps"] for stage in result.get("stages", {}).values())
                     tracker.log_metrics(record.metrics)
                     tracker.close(status, folder.path)
+        stop_if_requested()  # while that was written
 
 
 def _outcome(error: BaseException, folder: RunFolder) -> BaseException:

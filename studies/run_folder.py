@@ -235,10 +235,11 @@ def _warn(message: str) -> None:
 
 
 def clear_leftovers(output_dir: Path) -> None:
-    """Remove what killed processes have left below `runs/`: partial files, and folders in which nothing was recorded.
+    """Remove what killed processes have left: partial files, and folders of runs in which nothing was recorded.
 
     The caller holds the lock under which runs are created.
     """
+    clear_partial_files((output_dir / "sweeps").rglob("*.partial"))
     folders = [folder for folder in (output_dir / "runs").glob("*") if folder.is_dir()]
     for folder in folders:
         clear_partial_files(folder.rglob("*.partial"))

@@ -82,7 +82,7 @@ def _clear_once(output_dir: Path, cache_dir: Path) -> None:
 def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFolder:
     """The folder of the run, marked as the work of this process."""
     output_dir, about = Path(cfg["output_dir"]), {"config": cfg, "fingerprint": mark, "dataset": dataset}
-    about |= {"versions": versions(), "mlflow_run_id": None}
+    about |= {"baseline": {}, "versions": versions(), "mlflow_run_id": None}
     path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
     if path is not None:
         folder = RunFolder.open(path)

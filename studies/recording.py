@@ -85,7 +85,7 @@ def _clear_once(output_dir: Path, cache_dir: Path) -> None:
 def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFolder:
     """The folder of the run, marked as the work of this process."""
     output_dir, about = Path(cfg["output_dir"]), {"config": cfg, "fingerprint": mark, "dataset": dataset}
-    about |= {"versions": versions(cfg), "mlflow_run_id": None}
+    about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
     path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
     if path is not None:
         folder = RunFolder.open(path)
@@ -177,6 +177,7 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
                 folder.write()
                 if tracker is not None:
                     tracker.close(folder)
+        stop_if_requested()  # while that was written
 
 
 def _outcome(error: BaseException, folder: RunFolder) -> BaseException:

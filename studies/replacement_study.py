@@ -175,7 +175,8 @@ def train_stage(
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
         say(f"{name}: {stage.steps} steps of {stage.batch_size} x {data.settings.block_size} tokens{since}")
-        for note in training_notes(name, stage, cfg["trainer"], len(data.train_blocks)):
+        notes = training_notes(name, stage, cfg["trainer"], len(data.train_blocks))
+        for note in notes:
             say(note)
         for logger in record.loggers:
             logger.first_step = first_step
@@ -189,6 +190,7 @@ def train_stage(
             "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
             "seconds": clock.seconds,
             "tokens_per_s": clock.tokens_per_s,
+            "notes": notes,
         }
         record.folder.write()
         (folder / "last.ckpt").unlink(missing_ok=True)  # it would only fill the disk: the stage is done

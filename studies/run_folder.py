@@ -30,6 +30,8 @@ SAMPLE_SECONDS = 0.2
 SILENT_SECONDS = 60.0  # after so long without a heartbeat, a run of another machine or container is over
 UNFINISHED = ("running", "killed", "failed", "oom", "nan")
 STATUSES = (*UNFINISHED, "finished", "skipped")
+KINDS = dict.fromkeys(("metrics", "baseline", "config", "dataset", "versions", "stages"), dict)
+KINDS |= {"status": str, "fingerprint": str, "machine": str, "pid": int, "heartbeat": (int, float)}
 CHECKSUM = "sha256"
 
 log = logging.getLogger(__name__)
@@ -157,15 +159,17 @@ def _wrong_shape(result: Any) -> str | None:
     """What makes this no content of a `result.json`, if anything does."""
     if not isinstance(result, dict):
         return "it holds no mapping"
-    kinds = {"status": str, "metrics": dict, "baseline": dict, "pid": int, "heartbeat": (int, float)}
-    optional = {"config": dict, "dataset": dict, "versions": dict, "stages": dict, "fingerprint": str, "machine": str}
-    for key, kind in {**kinds, **optional}.items():
-        if key in kinds and key not in result:
-            return f"it has no {key!r}"
+    required = ["status", "metrics", *(("pid", "heartbeat") if result.get("status") == "running" else ())]
+    missing = [key for key in required if key not in result]
+    if missing:
+        return f"it has no {missing[0]!r}"
+    for key, kind in KINDS.items():
         if key in result and not isinstance(result[key], kind):
             return f"its {key!r} is {str(result[key])[:50]!r}"
     if result["status"] not in STATUSES:
         return f"its 'status' is {result['status']!r}"
+    if result["metrics"] and "config" not in result:
+        return "it has no 'config'"
     strange = [name for name, value in result["metrics"].items() if not isinstance(value, (int, float))]
     return f"its metric {strange[0]!r} is no number" if strange else None
 
@@ -182,7 +186,7 @@ def _alive(result: Mapping[str, Any], changed: float) -> bool:
 
 def at_work(result: Mapping[str, Any]) -> bool:
     """Whether another process is at work on the run that `read_result` gave."""
-    own = result["pid"] == os.getpid() and result.get("machine", machine()) == machine()
+    own = result.get("pid") == os.getpid() and result.get("machine", machine()) == machine()
     return result["status"] == "running" and not own
 
 
@@ -235,10 +239,11 @@ def _warn(message: str) -> None:
 
 
 def clear_leftovers(output_dir: Path) -> None:
-    """Remove what killed processes have left below `runs/`: partial files, and folders in which nothing was recorded.
+    """Remove what killed processes have left: partial files, and folders of runs in which nothing was recorded.
 
     The caller holds the lock under which runs are created.
     """
+    clear_partial_files((output_dir / "sweeps").rglob("*.partial"))
     folders = [folder for folder in (output_dir / "runs").glob("*") if folder.is_dir()]
     for folder in folders:
         clear_partial_files(folder.rglob("*.partial"))

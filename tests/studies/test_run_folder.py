@@ -140,6 +140,14 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 
 
 GOOD = {"status": "finished", "metrics": {}, "baseline": {}, "pid": 1, "heartbeat": 1.0, "fingerprint": "f"}
+WRONG = (
+    {"status": "done"},
+    {"status": []},
+    {"metrics": {"a": "b"}},
+    {"metrics": {"a": 1}},
+    {"config": []},
+    {"pid": "1"},
+)
 DAMAGED = [
     "",
     "[]",
@@ -147,8 +155,9 @@ DAMAGED = [
     "null",
     '{"status": "fini',
     "[" * 100_000,
-    *(json.dumps({key: value for key, value in GOOD.items() if key != name}) for name in ("status", "metrics", "pid")),
-    *(json.dumps({**GOOD, **wrong}) for wrong in ({"status": "done"}, {"metrics": {"a": "b"}}, {"config": []})),
+    *(json.dumps({key: value for key, value in GOOD.items() if key != name}) for name in ("status", "metrics")),
+    json.dumps({"status": "running", "metrics": {}}),
+    *(json.dumps({**GOOD, **wrong}) for wrong in WRONG),
 ]
 
 

@@ -50,10 +50,25 @@ def score(cfg: Any) -> dict[str, Any]:
     module = module or load_language_model(cfg, source, tokenizer)
     require_data(module, data)
     module.measure(data.token_bytes, data.position_groups())
+    if cfg["run"] is not None:
+        _warn_of_trained_texts(Path(cfg["run"]), cfg)
     scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
     tokens = sum(count for _, count in module.documents.compute())
     scored = {"split": cfg["split"], "blocks": len(data.blocks(cfg["split"])), "tokens": tokens}
     return {**scores, "dataset": data.name, "sha256": data.sha256(cfg["split"]), **scored}
+
+
+def _warn_of_trained_texts(run: Path, cfg: dict[str, Any]) -> None:
+    """Tell where a run that trained something is scored on documents that it was trained on."""
+    import json
+
+    from omegaconf import OmegaConf
+
+    from data_modules.trained_texts import warn_of_trained_texts
+
+    if json.loads((run / "result.json").read_text()).get("stages"):
+        trained = OmegaConf.load(run / "config.yaml").dataset
+        warn_of_trained_texts(OmegaConf.to_container(trained, resolve=True), cfg["dataset"], cfg["split"])
 
 
 def job(cfg: Any) -> float:

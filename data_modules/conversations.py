@@ -17,6 +17,7 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "system": "system",
     "developer": "system",
 }
@@ -90,7 +91,8 @@ def _speaker(turn: Mapping[str, Any]) -> str:
 
 
 def _content(turn: Any) -> Any:
-    return ABSENT if turn is ABSENT else next((turn[key] for key in CONTENT_KEYS if key in turn), ABSENT)
+    """What is said; a table that holds turns of two styles has the keys of both in each, empty in one of them."""
+    return ABSENT if turn is ABSENT else next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
 
 
 def _member(value: Any, key: str) -> Any:

@@ -56,7 +56,7 @@ def read_path(
 
     A folder with files named for train and for validation or test keeps these splits (the missing one is carved from
     the other); everything else is split by document. What a document holds decides its split (of a WikiText article,
-    its title), so that the same file is split alike under any name.
+    its title), so that the same file is split alike under any name. No text is in training and held out.
 
     Args:
         field: the column that holds the text in .json, .jsonl and .parquet files; of several, a line for each.
@@ -66,7 +66,15 @@ def read_path(
     Raises:
         UserError: nothing there to read, a file in another encoding, no such column.
     """
-    return by_split(path, lambda file, _: read_file(file, field, rows_are_lines, encoding))
+    splits = by_split(path, lambda file, _: read_file(file, field, rows_are_lines, encoding))
+    trained = {document.text for document in splits["train"]}
+    for split in ("validation", "test"):
+        kept = [document for document in splits[split] if document.text not in trained]
+        if len(kept) < len(splits[split]):
+            left_out = len(splits[split]) - len(kept)
+            log.warning("%s: %d %s documents are trained on as well and were left out", path, left_out, split)
+            splits[split] = kept
+    return splits
 
 
 def by_split(

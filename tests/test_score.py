@@ -89,6 +89,16 @@ def test_a_finished_run_that_trained_nothing(run, config):
     assert score.score(config(f"run={folder}"))["loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
 
 
+def test_a_text_that_the_run_was_trained_on_is_told(run, config, text_path, tmp_path, caplog):
+    folder = run(*TRAINED)
+    copy = tmp_path / "copy.txt"
+    copy.write_text(text_path.read_text())
+    score.score(config(f"run={folder}", f"dataset.path={copy}", "split=validation"))
+    assert "training split" not in caplog.text
+    score.score(config(f"run={folder}", f"dataset.path={copy}", "split=all"))
+    assert "scored documents (split=all) are in the run's training split (dataset=text)" in caplog.text
+
+
 def test_a_text_is_continued(run, config):
     folder = run(*TRAINED, "samples.max_new_tokens=6", "samples.prompts=[Hello]")
     (sample,) = json.loads((folder / "samples.json").read_text())

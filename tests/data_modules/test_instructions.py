@@ -295,6 +295,13 @@ def test_of_a_conversation_the_users_first_turn_and_its_answer_are_read(column, 
     assert only(row, template=template).prompt == ("Be kind." if turns[0] == TURNS[0] else "") + "|Hello?|"
 
 
+def test_turns_of_two_styles_in_one_table():
+    """A .parquet file gives every turn the keys of both."""
+    keys = {"role": None, "content": None, "from": None, "value": None}
+    row = {"messages": [keys | STYLES["conversations"](*turn) for turn in TURNS[1:3]]}
+    assert only(row) == Example("file.json:0", "Q: Hello?\nA: ", "Hi.")
+
+
 def test_prompts_and_completions_may_be_conversations():
     row = {"prompt": [STYLES["messages"](*turn) for turn in TURNS[:2]], "completion": [STYLES["messages"](*TURNS[2])]}
     assert only(row) == Example("file.json:0", "Q: Hello?\nA: ", "Hi.")

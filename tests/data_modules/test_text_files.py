@@ -92,6 +92,15 @@ def test_the_missing_split_is_carved_from_the_other(tmp_path, held_out):
     assert not set(splits["validation"]) & set(splits["test"])
 
 
+def test_what_files_named_for_splits_share_is_trained_on_alone(tmp_path, caplog):
+    for name, numbers in {"train": range(30), "validation": range(20, 40), "test": range(40, 50)}.items():
+        rows = [{"text": f"row {number}"} for number in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = read_path(str(tmp_path))
+    assert [len(splits[split]) for split in SPLITS] == [30, 10, 10]
+    assert "10 validation documents are trained on as well and were left out" in caplog.text
+
+
 def test_files_that_tell_no_split_are_reported(tmp_path, caplog):
     for name in ("train.txt", "val.txt", "README.md"):
         (tmp_path / name).write_text(ARTICLES)

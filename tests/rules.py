@@ -75,7 +75,8 @@ def language_model(name: str, seed: int = 0, **dimensions: Any) -> nn.Module:
     """A random model of two layers, named as in `MODELS_UNDER_TEST`.
 
     Its matrices are ten times larger than a fresh model's: otherwise attention is nearly uniform and logits are nearly
-    equal, and what breaks a rule does not show.
+    equal, and what breaks a rule does not show. Nor are its biases zero and the weights of its norms one, as in a fresh
+    model: what loses them would not show either.
     """
     family = name.split(",")[0]
     source = MODELS.build(
@@ -87,6 +88,9 @@ def language_model(name: str, seed: int = 0, **dimensions: Any) -> nn.Module:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.2 * torch.randn_like(parameter)
     return model.requires_grad_(False)
 
 

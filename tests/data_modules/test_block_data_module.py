@@ -84,6 +84,19 @@ def test_what_a_step_sees_depends_on_the_step_alone(text, workers):
     assert torch.cat(whole)[:20].unique(dim=0).shape[0] == 20
 
 
+def test_training_reads_the_training_blocks_and_scoring_the_others(text):
+    """Each block of its split as often as any other, and none of another split."""
+    module = text(train_size=20, val_size=5, test_size=4, batch_size=4)
+    epochs = torch.cat(ids(module.fit_loader(steps=10, start=0, blocks_per_step=4, stream="fit")))
+    rows, counts = epochs.unique(dim=0, return_counts=True)
+    assert rows.equal(module.train_blocks.unique(dim=0)) and (counts == 2).all()
+    assert torch.cat(ids(module.train_dataloader())).unique(dim=0).equal(rows)
+    for split, loader in (("validation", module.val_dataloader()), ("test", module.test_dataloader())):
+        assert torch.cat(ids(loader)).equal(module.blocks(split))
+        assert torch.cat(ids(module.loader(split))).equal(module.blocks(split))
+    assert len(torch.cat([module.blocks(split) for split in SPLITS]).unique(dim=0)) == 20 + 5 + 4
+
+
 def test_loading_leaves_the_global_generator_alone(text):
     module = text(train_size=4, val_size=4)
     before = torch.random.get_rng_state()

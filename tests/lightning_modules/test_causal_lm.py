@@ -244,6 +244,39 @@ def test_labels_and_padding_of_a_batch(make_module, blocks, trainer_options):
     assert scores["loss"] == pytest.approx(expected_loss(module, blocks[:, :10]), rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["next_token", "kl"])
+def test_padding_that_a_mask_alone_tells_is_neither_scored_nor_learned(
+    objective, make_module, make_stage, blocks, trainer_options
+):
+    module, mask = make_module("toroidal"), torch.ones_like(blocks)
+    mask[:6, 10:] = mask[6:, 13:] = 0
+    batch = {"input_ids": blocks, "attention_mask": mask}
+    real = blocks[:6, :10], blocks[6:, :13]
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    losses = [expected_loss(module, rows) * rows[:, 1:].numel() for rows in real]
+    tokens = sum(rows[:, 1:].numel() for rows in real)
+    assert evaluate(module, loader, trainer_options)["loss"] == pytest.approx(sum(losses) / tokens, rel=1e-5)
+    stage = make_stage(module, objective)
+    module.begin(objective, stage)
+    stage.start(module.model)
+    whole, parts = stage.loss(module.model, batch), [stage.loss(module.model, {"input_ids": rows}) for rows in real]
+    assert whole.count == sum(part.count for part in parts) == tokens
+    assert whole.total.item() == pytest.approx(sum(part.total.item() for part in parts), rel=1e-4)
+    if objective == "next_token":
+        assert whole.total.item() == pytest.approx(sum(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("replacement", [None, "toroidal"])
+def test_what_a_mask_leaves_out_is_not_seen(replacement, make_module, blocks):
+    module, mask = make_module(replacement), torch.ones_like(blocks)
+    mask[:, :6] = 0
+    other = blocks.clone()
+    other[:, :6] = 7
+    with torch.no_grad():
+        found, expected = (module.logits({"input_ids": rows, "attention_mask": mask}) for rows in (other, blocks))
+    torch.testing.assert_close(found[:, 6:], expected[:, 6:], rtol=1e-5, atol=1e-5)
+
+
 def test_dropout_does_not_act_in_a_score(make_module, loader, blocks, trainer_options):
     module = make_module("toroidal", options={"dropout": 0.5})
     assert evaluate(module, loader(blocks), trainer_options)["loss"] == pytest.approx(expected_loss(module, blocks))

@@ -9,7 +9,7 @@ from data_modules.facts import make_questions
 from lightning_modules import communication
 from lightning_modules.bridge import Site
 from lightning_modules.communication import CONDITIONS, first_token, right_answers
-from tests.lightning_modules.test_cross_model import WORDS, crossing
+from tests.lightning_modules.test_cross_model import WORDS, crossing, text_blocks
 
 
 @pytest.fixture
@@ -54,6 +54,23 @@ def test_the_conditions_differ(module, questions, monkeypatch):
 def test_noise_is_the_same_every_time(module, questions, monkeypatch):
     one, other = (last_logits(module, questions, "random", monkeypatch) for _ in range(2))
     assert one.equal(other)
+
+
+def test_noise_has_the_mean_and_the_size_of_the_targets_states(module, questions, monkeypatch):
+    seen, real = [], communication.begin
+    monkeypatch.setattr(
+        communication,
+        "begin",
+        lambda module, place, states, mask: seen.append(states) or real(module, place, states, mask),
+    )
+    list(right_answers(module, questions, Site(0, 0), "random"))
+    rows = [module.states(block)[Site(0, 0)] for block in text_blocks(WORDS)]
+    target = torch.cat([states.target[states.paired] for states in rows])
+    noise = torch.cat([states[0, 1:] for states in seen])  # the first tells nothing, and is kept
+    spread = (target - target.mean(0)).square().mean().sqrt()
+    assert len(noise) > 50
+    assert (noise - target.mean(0)).square().mean().sqrt().item() == pytest.approx(spread.item(), rel=0.05)
+    assert (noise.mean(0) - target.mean(0)).square().mean().sqrt() < 3 * spread / len(noise) ** 0.5
 
 
 def test_only_a_beginning_begins(module, questions, monkeypatch):

@@ -1,6 +1,7 @@
 """Studies of two models: what they score, record and leave behind, and what every option does."""
 
 import json
+import math
 import re
 
 import pytest
@@ -44,6 +45,11 @@ def finished(small_in, cache_dir, tmp_path_factory):
     result = train.run(train.compose(small_in(output_dir, *PAIR, *own, f"cache_dir={cache_dir}")))
     (folder,) = (output_dir / "runs").iterdir()
     return result, folder
+
+
+def at_the_site(module, blocks):
+    """The states of both models at the only site, block by block."""
+    return [module.read(block[None])[module.states.sites[0]] for block in blocks]
 
 
 class TestFinishedRun:
@@ -95,6 +101,42 @@ class TestFinishedRun:
         assert [step for step, _ in curves["val/loss"]] == [5, 11, 17]
         assert [step for step, _ in curves["val/r2"]] == [4, 5, 9, 11, 14, 17]  # every fifth step, and every sixth
         assert "train/adapter/alignment" in curves
+
+    def test_it_is_fitted_on_training_text_and_measured_on_what_was_held_out(self, finished):
+        result, folder = finished
+        module, metrics = load_module(folder), result["metrics"]
+        data = build_data_module(result["config"], module.tokenizer)
+        (place,) = module.states.sites
+        with torch.no_grad():
+            found = {
+                split: [(module.translate(place, states), states) for states in at_the_site(module, data.blocks(split))]
+                for split in ("train", "validation", "test")
+            }
+        target = torch.cat([states.target[states.paired] for _, states in found["train"]]).double()
+        torch.testing.assert_close(module.bridge_at(place).mean.double(), target.mean(0), rtol=1e-4, atol=1e-6)
+        for prefix, split in (("val/", "validation"), ("test/", "test")):
+            true = torch.cat([states.target[states.paired] for _, states in found[split]]).double()
+            translated = torch.cat([rows[states.paired] for rows, states in found[split]]).double()
+            share = 1 - (translated - true).square().sum() / (true - true.mean(0)).square().sum()
+            assert metrics[f"{prefix}r2"] == pytest.approx(share.item(), rel=1e-4, abs=1e-6)
+            scores = evaluate(module, data.loader(split), result["config"]["trainer"])
+            assert metrics[f"{prefix}loss"] == pytest.approx(scores["loss"], rel=1e-6)
+
+    def test_the_source_is_scored_by_its_own_tokens_and_their_bytes(self, finished):
+        result, folder = finished
+        module = load_module(folder)
+        data, tokenizer = build_data_module(result["config"], module.tokenizer), module.source_tokenizer
+        for prefix, split in (("source/", "validation"), ("source/test/", "test")):
+            nats, tokens, size = 0.0, 0, 0
+            for block in data.blocks(split):
+                read = module.states.paired(block).tokens
+                with torch.no_grad():
+                    logits = module.source_model(input_ids=read[None], use_cache=False).logits[0].double()
+                nats -= logits[:-1].log_softmax(-1).gather(1, read[1:, None]).sum().item()
+                tokens += len(read) - 1
+                size += sum(len(tokenizer.decode([token], skip_special_tokens=True).encode()) for token in read[1:])
+            assert result["metrics"][f"{prefix}loss"] == pytest.approx(nats / tokens, rel=1e-5)
+            assert result["metrics"][f"{prefix}bpb"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
     def test_it_is_loaded_as_it_was_scored(self, finished):
         result, folder = finished

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers.processors import TemplateProcessing
+
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.length_guard import length_limit
 from registries.models.pretrained import lacks_memory
@@ -50,15 +52,27 @@ def run_tasks(
             f"tasks={list(tasks)}: this model's tokenizer has neither a start nor an end token, and the harness begins "
             "texts with one: name one in its tokenizer_config.json (bos_token or eos_token)"
         )
+
+    class Harnessed(HFLM):
+        """A model whose texts begin with the token that it begins them with, once, and end where they end."""
+
+        def loglikelihood_rolling(self, *arguments: Any, **options: Any) -> list[float]:
+            self.add_bos_token = False  # the harness puts the token before a whole text itself
+            try:
+                return super().loglikelihood_rolling(*arguments, **options)
+            finally:
+                self.add_bos_token = None
+
     limit_of_model = length_limit(module.model)
     with _told(tasks):
         manager = TaskManager(include_path=None if task_path is None else str(Path(task_path).expanduser()))
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if unknown:
             raise UserError([f"unknown task {task!r}{nearest(task, manager.all_tasks)}" for task in unknown])
-        model = HFLM(
+        model = Harnessed(
             pretrained=module.model.eval(),
-            tokenizer=_with_padding(module.tokenizer),
+            tokenizer=_tokenizer(module),
+            prefix_token_id=_first_token(module),
             batch_size=batch_size,
             max_length=None if limit_of_model is None else limit_of_model.tokens,
         )
@@ -89,12 +103,27 @@ def _told(tasks: Sequence[str]) -> Iterator[None]:
         raise UserError(f"tasks={list(tasks)} cannot be scored: {reason}") from error
 
 
-def _with_padding(tokenizer: Any) -> Any:
-    """A copy that fills with a token that the model has; the harness would add one, also to the module's tokenizer."""
-    filled = copy.deepcopy(tokenizer)
-    if filled.pad_token_id is None and filled.eos_token_id is not None:
-        filled.pad_token = filled.convert_ids_to_tokens(filled.eos_token_id)
-    return filled
+def _first_token(module: CausalLMModule) -> int:
+    """What the harness puts before a text of which nothing is given: some token must predict its first one."""
+    tokenizer = module.tokenizer
+    known = (module.start, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next(token for token in known if token is not None)
+
+
+def _tokenizer(module: CausalLMModule) -> Any:
+    """A copy that puts the module's start token before a text, if it has one, and nothing else.
+
+    It fills with a token that the model has; the harness would add one, also to the module's tokenizer.
+    """
+    tokenizer = copy.deepcopy(module.tokenizer)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+    if tokenizer.is_fast:
+        start = None if module.start is None else tokenizer.convert_ids_to_tokens(module.start)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A" if start is None else f"{start} $A", special_tokens=[(start, module.start)] if start else []
+        )
+    return tokenizer
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.length_guard import guard_length
@@ -122,3 +124,42 @@ def test_texts_are_no_longer_than_the_model_reads(kind, task_path):
     lines = [line.replace("multiple_choice", kind).replace("{{label}}", "{{question * 9}}") for line in lines]
     file.write_text("\n".join([*lines, "generation_kwargs: {until: [x], max_gen_toks: 30}"]))
     assert run_tasks(module, ["graftlab_choices"], task_path, limit=2)
+
+
+ROLLING = """
+task: graftlab_texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - metric: word_perplexity
+"""
+
+
+@pytest.mark.parametrize("setting", ["auto", False])
+@pytest.mark.parametrize("task", ["graftlab_choices", "graftlab_texts"])
+def test_texts_begin_with_the_start_token_once_and_end_where_they_end(task, setting, task_path, tmp_path, monkeypatch):
+    (tmp_path / "tasks" / "rolling.yaml").write_text(ROLLING.format(data=tmp_path / "rows.jsonl"))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", tokenizer.eos_token)]
+    template = TemplateProcessing(single=f"<s> $A {tokenizer.eos_token}", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = template
+    module = CausalLMModule(language_model("llama"), tokenizer, start_token=setting)
+    read, call = [], HFLM._model_call
+    monkeypatch.setattr(
+        HFLM, "_model_call", lambda model, rows, **others: read.append(rows) or call(model, rows, **others)
+    )
+    run_tasks(module, [task], task_path)
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = start if setting == "auto" else end if task == "graftlab_texts" else None
+    for row in [row.tolist() for rows in read for row in rows]:
+        assert first is None or row[0] == first
+        text = row if first is None else row[1:]
+        assert start not in text and end not in text
+    assert read

@@ -203,11 +203,12 @@ def test_one_long_line_is_cut_where_sentences_end_or_else_anywhere(sentence, end
     assert all(document.text.endswith(end) for document in documents)
 
 
-def test_one_line_of_most_of_a_text_is_cut_too():
-    text = "Title\n\nAuthor\n\nDate\n\n" + "日本語の文です。" * 200
+@pytest.mark.parametrize(("paragraphs", "sentences"), [(3, 900), (100, 6000)])
+def test_one_line_of_much_of_a_text_is_cut_too(paragraphs, sentences):
+    text = f"{'word ' * 120}\n\n" * paragraphs + "日本語の文です。" * sentences
     documents = cut_text(text)
     assert joined(documents) == text
-    assert max(len(document.text) for document in documents) < len(text) / 10
+    assert max(len(document.text) for document in documents) <= 4500
 
 
 # Folders

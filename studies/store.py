@@ -220,6 +220,8 @@ REMEDIES = {
     "No space left": "its disk is full: free some space",
     "readonly database": "the store cannot be written to: change its permissions, or set tracking.uri",
     "unable to open": "the store's file cannot be opened: see to its folder, or set tracking.uri",
+    "Connection refused": "no answer (connection refused): start the server, or set tracking.uri",
+    "timed out": "no answer in time: see to the server, or set tracking.uri",
     "out-of-date database schema": "the store is of another version of MLflow: run `mlflow db upgrade` on it",
 }
 

@@ -445,5 +445,5 @@ def test_no_other_text_is_no_control(run, capsys):
     metrics = metrics_of(run("adapter=ridge", "dataset.train_size=6", *own))
     assert not [name for name in metrics if "shuffled" in name]
     assert "control/mean/val/loss" in metrics and "communication/states/accuracy" in metrics
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "the control shuffled is left out" in told and "the condition shuffled is left out" in told

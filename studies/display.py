@@ -46,6 +46,15 @@ def show_folder(folder: Any) -> None:
     console.print(str(folder), markup=False)
 
 
+def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
+    """The jobs of a sweep that failed: number, overrides, cause, and the file with the traceback."""
+    if failures:
+        console.print(f"{len(failures)} {'job' if len(failures) == 1 else 'jobs'} of this sweep failed:")
+    for failure in failures:
+        told = f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}"
+        console.print(told, markup=False)
+
+
 def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
     """The table of what a stage trains; what is alike in several layers is one line."""
     table = _table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))

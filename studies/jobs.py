@@ -22,6 +22,7 @@ import psutil
 from lightning_modules.processes import is_first, process_count
 from lightning_modules.stopping import Interrupted, stop_if_requested
 from registries.registry import UserError
+from studies.display import say
 from studies.run_folder import disk_error, write_text
 
 JOBS, FAILURES, AT_WORK = "jobs", "failures", "at_work"
@@ -93,7 +94,7 @@ def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
 
     job, mark = Job.current(), _mark(cfg)
     if _in_turn() and mark in _ended_their_process(job.sweep):
-        print(f"this job ended its process at an earlier start: it comes last ({' '.join(job.overrides)})")
+        say(f"this job ended its process at an earlier start: it comes last ({' '.join(job.overrides)})")
         hydra = HydraConfig.instance().cfg
 
         def later() -> None:
@@ -115,7 +116,7 @@ def _attempt(cfg: Any, run: Callable[[Any], dict[str, Any]], job: Job, mark: str
                 raise
             job.note_failure(error)
             stopping = cfg["on_failure"] == "stop" or process_count() > 1  # the others may be elsewhere in the job
-            print(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {cause(error)}")
+            say(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {cause(error)}")
             if stopping:  # at once: an exception would end the sweep only after its last job
                 postponed.clear()
                 if is_first():

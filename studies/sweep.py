@@ -106,6 +106,8 @@ class Summary(Callback):
 
         from studies.launch import exit_with
 
+        if config.hydra.sweeper is None:  # which Hydra refuses next, and nothing is to be written for it
+            return
         try:
             claim_for(config)  # and write what Hydra writes there first, for which it has no message on a full disk
             write_text(Path(config.hydra.sweep.dir) / "multirun.yaml", OmegaConf.to_yaml(config))
@@ -118,7 +120,7 @@ class Summary(Callback):
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
-    from studies.display import say, show_folder, show_settings
+    from studies.display import show_failures, show_folder, show_settings
     from studies.figures import plot_pareto
     from studies.tracking import log_sweep
 
@@ -142,10 +144,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
             if len({cost for cost, *_ in points.values()}) > 1:
                 plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
     log_sweep(cfg, folder)
-    if failed:
-        say(f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} of this sweep failed:")
-    for failure in failed:
-        say(f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}")
+    show_failures(failed)
     show_folder(folder)
 
 

@@ -9,8 +9,7 @@ In the store, a run is then as it is in its folder: the same points, scores, fil
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def track(folder: Path, uri: str | None = None) -> None:
                 say(f"sent {path}")
         except UserError as error:
             problems += [f"{path}: {message}" for message in error.messages]
-    say(f"{sent} sent; {len(runs) + len(sweeps) - sent - len(problems)} were there, or are without tracking")
+    print(f"{sent} sent; {len(runs) + len(sweeps) - sent - len(problems)} were there, or are without tracking")
     if problems:
         raise UserError(problems)
 
@@ -99,17 +98,12 @@ def _send(path: Path, place: Mapping[str, str]) -> None:
         copy.release()
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(folder: str, uri: str | None = None) -> None:
     """The command line."""
-    if not 1 <= len(arguments) <= 2:
-        raise UserError("usage: python -m studies.track <folder of a run, a sweep, or all outputs> [store's address]")
-    track(Path(arguments[0]), *arguments[1:])
+    track(Path(folder), uri)
 
 
 if __name__ == "__main__":
-    from studies.launch import exit_with
+    from studies.tools import run_tool
 
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        exit_with(error)
+    run_tool(main, __doc__)

@@ -83,7 +83,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_gives_its_memory_back(start, mon
     assert (first["status"], second["status"]) == ("nan", "finished")
     assert second["config"]["optimizer"]["lr"] == 1e-3
     assert alive == [0, 0]
-    assert "this job failed, the sweep goes on: NonFiniteLoss" in capsys.readouterr().out
+    assert "this job failed, the sweep goes on: NonFiniteLoss" in capsys.readouterr().err
 
 
 def test_a_sweep_stops_after_a_failed_job_if_asked_to(start, tmp_path):

@@ -390,7 +390,7 @@ def test_epochs_and_steps_whichever_ends_first(run, max_steps, steps):
 def test_what_training_does_otherwise_than_its_keys_may_be_read_is_said(run, capsys):
     own = ("trainer.max_steps=-1", "trainer.max_epochs=1", "dataset.train_size=3", "dataset.batch_size=2")
     run("replacement=toroidal", "replacement.transfer_steps=0", *own, "trainer.early_stopping.patience=5")
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert "next_token: 2 steps of 2 blocks are 1.33 passes over the 3 training blocks" in output
     assert "next_token: early stopping cannot end it" in output
 

@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaModel
 
 import train
+from lightning_modules.preflight import LENGTH
 from registries.models.random import byte_tokenizer
 
 STUDIES = {
@@ -43,8 +44,9 @@ def first_inputs(monkeypatch):
     read, forward = [], LlamaModel.forward
 
     def recorded(model, input_ids=None, inputs_embeds=None, **others):
-        first = input_ids[:, 0] if inputs_embeds is None else inputs_embeds[:, 0]
-        read.append((model, first.detach()))
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs.shape[1] != LENGTH:  # of the random tokens by which a model is checked
+            read.append((model, inputs[:, 0].detach()))
         return forward(model, input_ids=input_ids, inputs_embeds=inputs_embeds, **others)
 
     monkeypatch.setattr(LlamaModel, "forward", recorded)

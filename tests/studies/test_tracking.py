@@ -203,7 +203,7 @@ def test_a_store_that_breaks_in_mid_run(run, store, empty_store, at_step, tmp_pa
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
     if damage in (no_store_at_all, cut):
-        told = capsys.readouterr().out
+        told = capsys.readouterr().err
         assert re.search(r"not in the tracking store: .*(is no database|is damaged): .*move it away", told)
         assert f"python -m studies.track {folder}" in told and "Traceback" not in told
         shutil.copy(empty_store, file)
@@ -218,7 +218,7 @@ def test_a_locked_store(run, store, at_step, monkeypatch, tmp_path, capsys):
     lock = sqlite3.connect(tmp_path / "outputs" / "mlflow.db")
     lock.execute("BEGIN EXCLUSIVE")
     folder = run(*TRAINED)
-    assert "not in the tracking store: " in (told := capsys.readouterr().out) and "is locked by another" in told
+    assert "not in the tracking store: " in (told := capsys.readouterr().err) and "is locked by another" in told
     lock.rollback()
     track(folder)
     assert points_of(store, json.loads((folder / "result.json").read_text())["mlflow_run_id"]) == points_in(folder)
@@ -234,7 +234,7 @@ def test_a_server_that_does_not_answer(run, store, monkeypatch, capsys, tmp_path
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
             folder = run(*TRAINED, "tracking=server")
             assert json.loads((folder / "result.json").read_text())["status"] == "finished"
-            assert f"python -m studies.track {folder}" in capsys.readouterr().out
+            assert f"python -m studies.track {folder}" in capsys.readouterr().err
     track(folder, f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     assert points_of(store, json.loads((folder / "result.json").read_text())["mlflow_run_id"]) == points_in(folder)
 
@@ -242,7 +242,7 @@ def test_a_server_that_does_not_answer(run, store, monkeypatch, capsys, tmp_path
 def test_a_deleted_experiment_is_told_with_its_remedy(run, store, capsys):
     store.delete_experiment(identity := store.create_experiment("graftlab"))
     assert json.loads((run(*TRAINED) / "result.json").read_text())["status"] == "finished"
-    assert f"mlflow experiments restore --experiment-id {identity}" in capsys.readouterr().out
+    assert f"mlflow experiments restore --experiment-id {identity}" in capsys.readouterr().err
 
 
 # Killed runs

@@ -13,7 +13,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from data_modules.encoding import StartToken, start_token
-from lightning_modules.inputs import batch_rows, model_inputs, scored_labels
+from lightning_modules.inputs import batch_rows, model_inputs, positions_of, scored_labels
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
@@ -192,8 +192,10 @@ class CausalLMModule(LightningModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """(batch, length, vocabulary) for a batch."""
-        rows, mask = batch_rows(batch), batch.get("attention_mask")
-        return self.model(**model_inputs(rows), attention_mask=mask, use_cache=False).logits
+        inputs, mask = model_inputs(batch_rows(batch)), batch.get("attention_mask")
+        if mask is not None:
+            inputs = {"position_ids": positions_of(mask), **inputs, "attention_mask": mask}
+        return self.model(**inputs, use_cache=False).logits
 
     def score(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Add a batch's logits to the scores. Returns what `token_nll` gives for them."""

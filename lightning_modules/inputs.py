@@ -37,8 +37,19 @@ def is_real(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
-    """(batch, length) tokens as labels, unshifted; -100 where a token is not scored."""
+    """(batch, length) tokens as labels, unshifted; -100 where a token is not scored.
+
+    Filling is not scored, nor is the first token behind it, which nothing precedes.
+    """
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     if labels is not None:
         return labels
-    return batch["input_ids"] if mask is None else batch["input_ids"].masked_fill(mask == 0, -100)
+    if mask is None:
+        return batch["input_ids"]
+    preceded = torch.cat([mask[:, :1], mask[:, :-1]], 1)
+    return batch["input_ids"].masked_fill((mask == 0) | (preceded == 0), -100)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """(batch, length): the places of tokens among those that a mask (batch, length) leaves."""
+    return (mask.cumsum(1) - 1).clamp(min=0)

@@ -110,6 +110,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     on_purpose = ("dataloader is not resumable", "does not have many workers", "in eval mode", "treespec, LeafSpec")
+    on_purpose += ("smaller than the logging interval",)  # a short training has few points on its curve
     try:
         with warnings.catch_warnings():
             for text in on_purpose:

@@ -277,6 +277,18 @@ def test_what_a_mask_leaves_out_is_not_seen(replacement, make_module, blocks):
     torch.testing.assert_close(found[:, 6:], expected[:, 6:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_left_padding_is_scored_as_right_padding(family, make_module, blocks, trainer_options):
+    module, losses = make_module(family=family), []
+    for side in ("left", "right"):
+        rows, mask = torch.full_like(blocks, 7), torch.zeros_like(blocks)
+        place = slice(6, None) if side == "left" else slice(0, -6)
+        rows[:, place], mask[:, place] = blocks[:, 6:], 1
+        loader = torch.utils.data.DataLoader([{"input_ids": rows, "attention_mask": mask}], batch_size=None)
+        losses.append(evaluate(module, loader, trainer_options)["loss"])
+    assert losses == pytest.approx([expected_loss(module, blocks[:, 6:])] * 2, rel=1e-5)
+
+
 def test_dropout_does_not_act_in_a_score(make_module, loader, blocks, trainer_options):
     module = make_module("toroidal", options={"dropout": 0.5})
     assert evaluate(module, loader(blocks), trainer_options)["loss"] == pytest.approx(expected_loss(module, blocks))

@@ -10,9 +10,10 @@ import torch
 import train
 from lightning_modules.building import plain
 from lightning_modules.frozen import model_identity
+from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import FOLDER
 from studies.compose import CONF
-from studies.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint
+from studies.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
 from tests.rules import language_model
 
 STAGES = "recovery=[transfer,block_wise,lora,kl,next_token]"
@@ -136,3 +137,37 @@ def test_a_buffer_that_is_kept_counts_as_a_weight():
     before = model_identity(model)["weights"]
     model.register_buffer("mean", torch.ones(2))
     assert model_identity(model)["weights"] != before
+
+
+def other_tokenizer():
+    """The byte tokenizer, whose texts end with another token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "!"
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "change", ["weights", "config", "tokenizer", "precision", "code of models", "code of runs", "options"]
+)
+def test_the_account_of_a_model_holds_what_its_numbers_depend_on(change, monkeypatch):
+    """What cached scores, samples and activations are named by: of the model as it was, and of the changed one."""
+    model, tokenizer = language_model("llama"), byte_tokenizer()
+    cfg = composed(["replacement=toroidal", "placement=attention"])
+    before = [model_account(model, tokenizer, cfg, changed) for changed in (False, True)]
+    if change == "weights":
+        model = language_model("llama", seed=1)
+    elif change == "config":
+        model.config.rms_norm_eps *= 2
+    elif change == "tokenizer":
+        tokenizer = other_tokenizer()
+    elif change == "precision":
+        cfg["trainer"]["precision"] = "bf16-mixed"
+    elif change == "options":
+        cfg["replacement"] = {**cfg["replacement"], "lambda_distance": 0.5}
+    else:
+        name = {"code of models": "model_code", "code of runs": "run_code"}[change]
+        monkeypatch.setattr(f"studies.fingerprint.{name}", lambda cfg: "")
+    after = [model_account(model, tokenizer, cfg, changed) for changed in (False, True)]
+    of_changed_models = change in ("code of runs", "options")
+    of_untouched_models = change == "code of models"
+    assert (before[0] == after[0], before[1] == after[1]) == (of_changed_models, of_untouched_models)

@@ -19,7 +19,6 @@ from studies import store as store_module
 from studies import tracking
 from studies.curves import read_curves
 from studies.store import OWN, open_store
-from studies.track import main as track_command
 from studies.track import track
 from studies.tracking import MLflowRun, flatten
 
@@ -319,8 +318,6 @@ def test_points_that_the_folder_does_not_have_do_not_stay(run, store, tmp_path):
 def test_track_names_what_it_takes(tmp_path):
     with pytest.raises(UserError, match="holds nothing to send"):
         track(tmp_path)
-    with pytest.raises(UserError, match="usage: python -m studies.track"):
-        track_command([])
 
 
 # Setting a store up

@@ -60,15 +60,12 @@ def score(cfg: Any) -> dict[str, Any]:
 
 def _warn_of_trained_texts(run: Path, cfg: dict[str, Any]) -> None:
     """Tell where a run that trained something is scored on documents that it was trained on."""
-    import json
-
-    from omegaconf import OmegaConf
-
     from data_modules.trained_texts import warn_of_trained_texts
+    from lightning_modules.building import read_run
 
-    if json.loads((run / "result.json").read_text()).get("stages"):
-        trained = OmegaConf.load(run / "config.yaml").dataset
-        warn_of_trained_texts(OmegaConf.to_container(trained, resolve=True), cfg["dataset"], cfg["split"])
+    trained, result = read_run(run)
+    if result.get("stages"):
+        warn_of_trained_texts(trained["dataset"], cfg["dataset"], cfg["split"])
 
 
 def job(cfg: Any) -> float:

@@ -55,9 +55,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         UserError: it is damaged, or cannot be read.
     """
     try:
-        with safe_open(file, framework="pt") as content:
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (it is no mapping)
-            expected = (content.metadata() or {}).get("sha256")
+        tensors, expected = _content(file)
     except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and has errors of its own
         raise UserError(f"{file} is damaged ({error}); run the study again") from error
     if expected not in (None, tensors_sha256(tensors)):
@@ -75,13 +73,18 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _content(file: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors of a safetensors file, and the checksum in its metadata."""
+    with safe_open(file, framework="pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (it is no mapping)
+        return tensors, (content.metadata() or {}).get("sha256")
+
+
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            expected = (file.metadata() or {}).get("sha256")
+        tensors, expected = _content(path)
     except (SafetensorError, OSError) as error:
         log.warning("rebuilding the damaged token cache entry %s (%s)", path, error)
         return None

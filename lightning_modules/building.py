@@ -170,11 +170,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
         UserError: the folder is no run's, the run trained something but has not finished, or the weights do not fit.
     """
     run_dir = Path(run_dir)
-    for name in ("config.yaml", "result.json"):
-        if not (run_dir / name).is_file():
-            raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
-    result = _read_mapping(run_dir / "result.json", ("status",))
-    cfg = {group: {"name": "none"} for group in LATER_GROUPS} | _read_config(run_dir, result)
+    cfg, result = read_run(run_dir)
     import_plugins(cfg["plugins"])
     source = build_source(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
@@ -195,6 +191,19 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
 
         reload(module, cfg, run_dir / BRIDGE_WEIGHTS)
     return module
+
+
+def read_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a run, with all groups that there are now, and its result.
+
+    Raises:
+        UserError: the folder is no run's, or both say too little.
+    """
+    for name in ("config.yaml", "result.json"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
+    result = _read_mapping(run_dir / "result.json", ("status",))
+    return {group: {"name": "none"} for group in LATER_GROUPS} | _read_config(run_dir, result), result
 
 
 def _read_config(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_modules.encoding import encode_prompt
 from lightning_modules.frozen import record_calls
 from lightning_modules.injection import injected, site
+from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Continuation:
         return self._pass_above(tokens, self._pass_below(tokens) if self.layer else None)
 
     def _positions(self, length: int) -> Tensor:
-        return (self.mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
+        return positions_of(self.mask)[:, -length:]
 
     def _pass_above(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         """Through the blocks from the site on; through all of them, from the tokens on, without states."""

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
 from lightning_modules.nll import token_nll
 from lightning_modules.teacher import final_states, output_logits
@@ -174,9 +175,8 @@ def _padded(model: nn.Module, tokens: Tensor, length: int) -> Tensor:
     short = torch.cat([tokens[:, :1].expand(1, padding), tokens[:, :length]], dim=1)
     mask = torch.ones(2, total, dtype=torch.long, device=tokens.device)
     mask[1, :padding] = 0
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
     batch = torch.cat([tokens, short])
-    return logits(model, batch, attention_mask=mask, position_ids=positions)[1, padding:]
+    return logits(model, batch, attention_mask=mask, position_ids=positions_of(mask))[1, padding:]
 
 
 def _cached(model: nn.Module, tokens: Tensor) -> Tensor:

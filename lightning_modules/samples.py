@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_modules.encoding import encode_prompt
+from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
 from registries.registry import UserError
 
@@ -66,7 +67,7 @@ def _most_likely(
     written: list[list[int]] = [[] for _ in tokens]
     going = room > 0
     while going.any():
-        positions = (mask.cumsum(1) - 1).clamp(min=0, max=None if longest is None else longest - 1)
+        positions = positions_of(mask) if longest is None else positions_of(mask).clamp(max=longest - 1)
         output = model(
             input_ids=tokens,
             attention_mask=mask,

@@ -14,6 +14,7 @@ import yaml
 from filelock import FileLock
 
 from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
+from registries.models.pretrained import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
 from studies.curves import CurveFile
@@ -190,13 +191,10 @@ def _outcome(error: BaseException, folder: RunFolder) -> BaseException:
 
 def status_of(error: BaseException) -> str:
     """`oom`, `nan`, `killed` or `failed`."""
-    import torch
-
     from lightning_modules.causal_lm import NonFiniteLoss
 
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return "killed"
     if isinstance(error, NonFiniteLoss):
         return "nan"
-    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-    return "oom" if no_memory else "failed"
+    return "oom" if lacks_memory(error) else "failed"

@@ -245,7 +245,7 @@ def _named(keys: Iterable[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: BaseException) -> bool:
     """Whether an error is an outcome of the machine, and not of the files."""
     import torch
 

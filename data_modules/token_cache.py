@@ -31,7 +31,8 @@ def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
         UserError: the folder cannot be written.
     """
     with _folder_errors(path.parent):
-        tensors, damaged = _read(path), path.exists()
+        was_there = path.exists()  # looked at first: another process may write it while this one reads
+        tensors = _read(path)
     if tensors is not None:
         return tensors
     with _folder_errors(path.parent):
@@ -39,7 +40,7 @@ def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str,
         lock = FileLock(f"{path}.lock")
         lock.acquire()
     try:
-        tensors = None if damaged else _read(path)  # another process may have made it meanwhile
+        tensors = None if was_there else _read(path)  # another process may have made it meanwhile
         if tensors is None:
             tensors = make()
             _write(path, tensors)

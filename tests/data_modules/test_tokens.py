@@ -194,3 +194,19 @@ def test_partial_files_of_killed_processes_are_removed(tokenizer, tmp_path):
     left.write_bytes(b"half")
     tokenize(DOCUMENTS, tokenizer, tmp_path)
     assert not left.exists()
+
+
+def test_what_another_process_writes_meanwhile_is_not_made_again(tokenizer, tmp_path, monkeypatch, count_calls):
+    """It appears right after this process has looked for it."""
+    read, asked = token_cache._read, []
+
+    def read_before_another_writes(path):
+        found = read(path)
+        if not asked:
+            asked.append(path)
+            tokenize(DOCUMENTS, tokenizer, tmp_path)
+        return found
+
+    monkeypatch.setattr(token_cache, "_read", read_before_another_writes)
+    tokenize(DOCUMENTS, tokenizer, tmp_path)
+    assert len(count_calls) == 1

@@ -23,7 +23,7 @@ test: setup
 
 ui: setup
 	@echo "the runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	-@[ ! -d outputs/runs ] || $(BIN)/python -m studies.track outputs
+	-@[ ! -d outputs/runs ] || $(BIN)/python -m studies.tools.track outputs
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
 
 lint: setup

@@ -20,12 +20,12 @@ def score(cfg: Any) -> dict[str, Any]:
         continuation.
     """
     from data_modules import build_data_module
-    from lightning_modules.bridging import require_data
-    from lightning_modules.building import load_language_model, load_module, plain
-    from lightning_modules.cross_model import require_one_model
-    from lightning_modules.options import build_source
-    from lightning_modules.training import evaluate
-    from studies.harness import run_tasks
+    from lightning_modules.load import load_language_model, load_module
+    from lightning_modules.options import build_source, plain
+    from lightning_modules.training.trainer import evaluate
+    from lightning_modules.two_models.bridge_assembly import require_data
+    from lightning_modules.two_models.cross_model import require_one_model
+    from studies.tools.harness import run_tasks
 
     cfg = plain(cfg)
     module = None
@@ -61,7 +61,7 @@ def score(cfg: Any) -> dict[str, Any]:
 def _warn_of_trained_texts(run: Path, cfg: dict[str, Any]) -> None:
     """Tell where a run that trained something is scored on documents that it was trained on."""
     from data_modules.trained_texts import warn_of_trained_texts
-    from lightning_modules.building import read_run
+    from lightning_modules.saved_run import read_run
 
     trained, result = read_run(run)
     if result.get("stages"):
@@ -75,7 +75,7 @@ def job(cfg: Any) -> float:
     from contextlib import redirect_stdout
 
     from registries import UserError
-    from studies.launch import exit_with
+    from studies.config.launch import exit_with
 
     try:
         with redirect_stdout(sys.stderr):  # whatever a library, a task or a conversion prints
@@ -87,6 +87,6 @@ def job(cfg: Any) -> float:
 
 
 if __name__ == "__main__":
-    from studies.launch import launch
+    from studies.config.launch import launch
 
     launch(job, "score")

@@ -8,7 +8,7 @@ from typing import Any
 
 def compose(overrides: Sequence[str] = ()) -> Any:
     """The checked config (a DictConfig) that these overrides make. Raises UserError with everything wrong with it."""
-    from studies.compose import compose
+    from studies.config.compose import compose
 
     return compose(overrides)
 
@@ -19,13 +19,12 @@ def run(cfg: Any) -> dict[str, Any]:
     Raises:
         UserError: there are not as many processes as devices.
     """
-    from lightning_modules.building import plain
-    from lightning_modules.options import exchanged, with_absolute_paths
+    from lightning_modules.options import exchanged, plain, with_absolute_paths
     from lightning_modules.processes import require_processes
     from registries.plugins import import_plugins
     from studies.controls import control_config
-    from studies.display import only_results_on_stdout, show_folder
-    from studies.sweep import note_job
+    from studies.progress import only_results_on_stdout, show_folder
+    from studies.run.jobs import note_job
 
     cfg = with_absolute_paths(exchanged(plain(cfg)))
     require_processes(cfg["trainer"]["devices"])
@@ -48,15 +47,16 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     from lightning_modules.options import build_source
     from lightning_modules.processes import from_first, is_first
     from studies.controls import record_ratios
-    from studies.display import say, show_scores
-    from studies.recording import open_run, recording
+    from studies.progress import say
+    from studies.report.display import show_scores
+    from studies.run.recording import open_run, recording
 
     if cfg["adapter"]["name"] != "none":
-        from studies.cross_model_study import study
+        from studies.two_models import study
     elif cfg["compressor"]["name"] != "none":
-        from studies.compression_study import study
+        from studies.soft_tokens import study
     else:
-        from studies.replacement_study import study
+        from studies.one_model import study
     seed_everything(cfg["seed"], workers=True, verbose=False)
     source = build_source(cfg)
     tokenizer = source.tokenizer()
@@ -83,8 +83,8 @@ def job(cfg: Any) -> float:
 
     from lightning_modules.stopping import stop_if_requested
     from registries import UserError
-    from studies.jobs import run_in_sweep
-    from studies.launch import exit_with
+    from studies.config.launch import exit_with
+    from studies.sweep import run_in_sweep
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_in_sweep(cfg, run)
@@ -98,6 +98,6 @@ def job(cfg: Any) -> float:
 
 
 if __name__ == "__main__":
-    from studies.launch import launch
+    from studies.config.launch import launch
 
     launch(job, "config")

@@ -17,9 +17,9 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_modules.attention_host import host
+from lightning_modules.surgery.attention_host import host
 from registries import ATTENTION
-from registries.architectures import shape_of
+from registries.model_shape import shape_of
 
 
 def main() -> None:

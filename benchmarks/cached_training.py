@@ -19,9 +19,10 @@ import torch
 
 import train
 from data_modules import build_data_module
-from lightning_modules.building import load_language_model, operate, workspace
+from lightning_modules.load import load_language_model, operate, workspace
 from lightning_modules.options import build_source
-from lightning_modules.stages import STAGES, Stage
+from lightning_modules.stages import STAGES
+from lightning_modules.stages.stage import Stage
 
 
 def main() -> None:

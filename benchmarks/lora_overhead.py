@@ -22,14 +22,14 @@ from torch.nn.functional import cross_entropy
 
 import train
 from data_modules import build_data_module
-from lightning_modules.building import load_language_model, operate, workspace
-from lightning_modules.building import plain as plain_config
+from lightning_modules.load import load_language_model, operate, workspace
 from lightning_modules.options import build_source
-from lightning_modules.recovery import build_stages
-from lightning_modules.training import fit
-from studies.curves import CurveFile
-from studies.run_folder import RunFolder
-from studies.tracking import open_tracking
+from lightning_modules.options import plain as plain_config
+from lightning_modules.training.stage_plan import build_stages
+from lightning_modules.training.trainer import fit
+from studies.run.curves import CurveFile
+from studies.run.mlflow_run import open_tracking
+from studies.run.run_folder import RunFolder
 
 WARM_UP = 5
 

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_modules.objectives import next_token_nll
-from lightning_modules.surgery import attention_parameters, replace_attention, thaw
+from lightning_modules.surgery.replaced_attention import replace_attention
+from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
+from lightning_modules.training.objectives import next_token_nll
 from registries.layers import resolve_layers
 
 SHAPES = {

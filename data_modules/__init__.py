@@ -8,7 +8,7 @@ from data_modules.block_settings import check_dataset, dataset_settings
 from registries.registry import Registry, UserError
 
 if TYPE_CHECKING:
-    from data_modules.block_data_module import BlockDataModule
+    from data_modules.data_module import BlockDataModule
 
 DATASETS = Registry("dataset", package="data_modules.datasets")
 
@@ -34,7 +34,7 @@ def build_data_module(cfg: Any, tokenizer: Any) -> BlockDataModule:
     errors = check(cfg["dataset"])
     if errors:
         raise UserError(errors)
-    from data_modules.block_data_module import BlockDataModule
+    from data_modules.data_module import BlockDataModule
 
     name, settings, arguments = dataset_settings(cfg["dataset"])
     trainer = cfg.get("trainer") or {}

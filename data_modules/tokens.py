@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from data_modules.caches.token_cache import cached
 from data_modules.documents import Document, Stream
 from data_modules.encoding import encode_texts
-from data_modules.token_cache import cached
 
 FORMAT = 2  # raise it when the same documents would give other tokens than before
 BATCH = 256  # documents tokenised at once, in parallel

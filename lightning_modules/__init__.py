@@ -12,20 +12,20 @@ __all__ = ["OPTIMIZERS", "STAGES", "build_module", "load_exported", "load_module
 
 def build_module(cfg: Any) -> Any:
     """The LightningModule of a composed config, surgery applied: `.model`, `.tokenizer`."""
-    from lightning_modules import building
+    from lightning_modules import load
 
-    return building.build_module(cfg)
+    return load.build_module(cfg)
 
 
 def load_module(run_dir: Any) -> Any:
     """The LightningModule of a run's folder, with the weights that the run trained."""
-    from lightning_modules import building
+    from lightning_modules import load
 
-    return building.load_module(run_dir)
+    return load.load_module(run_dir)
 
 
 def load_exported(folder: Any) -> tuple[Any, Any]:
-    """The model and the tokenizer of a folder that `studies.export` wrote."""
-    from lightning_modules import exported
+    """The model and the tokenizer of a folder that `studies.tools.export` wrote."""
+    from lightning_modules.surgery import exported
 
     return exported.load_exported(folder)

@@ -18,10 +18,12 @@ from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
 from lightning_modules.options import optimizer_options, split
-from lightning_modules.placement import Placed, train_dropouts
 from lightning_modules.samples import continue_texts
-from lightning_modules.stages import Stage, blocks_per_pass
-from lightning_modules.surgery import Surgery, part, thaw, twin
+from lightning_modules.stages.stage import Stage, blocks_per_pass
+from lightning_modules.surgery.lora import Placed, train_dropouts
+from lightning_modules.surgery.replaced_attention import Surgery
+from lightning_modules.surgery.trained_parameters import thaw
+from lightning_modules.surgery.twins import part, twin
 from registries import UserError
 from registries.architectures import architecture_of
 from registries.registry import defaults

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from registries.architectures import ARCHITECTURES, LengthLimit, shape_of
+from registries.architectures import ARCHITECTURES
+from registries.model_shape import LengthLimit, shape_of
 from registries.registry import UserError
 
 

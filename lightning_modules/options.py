@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from data_modules.caches.activation_cache import ActivationCache
 from lightning_modules.optimizers import OPTIMIZERS, Schedule
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS, UserError
-from registries.architectures import shape_of
 from registries.layers import resolve_layers
-from registries.models.pretrained import absolute_path
-from registries.placements import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
+from registries.model_shape import shape_of
+from registries.models.model_folder import absolute_path
+from registries.placements.placement import CHANGES_WEIGHTS, Init, Variant, init_errors, linears
 from registries.registry import parameters, signature_errors
 
 Which = Literal["model", "source"]
@@ -347,3 +348,16 @@ def check_optimizer(cfg: Mapping[str, Any]) -> list[str]:
     name = cfg["optimizer"]["name"]
     errors = signature_errors(optimizer_options, shared, f"optimizer {name!r}")
     return errors + OPTIMIZERS.check(name, arguments, {"parameters"})
+
+
+def activation_cache(cfg: Mapping[str, Any], keep: bool = True) -> ActivationCache:
+    """The cache of `cfg.activations`; without `keep`, one that computes everything as it is asked for."""
+    activations = cfg["activations"]
+    return ActivationCache(cfg["cache_dir"], activations["max_gb"], keep and activations["cache"])
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A config as plain dicts and lists; components never see OmegaConf."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
 from lightning_modules.nll import token_nll
-from lightning_modules.teacher import final_states, output_logits
+from lightning_modules.output_head import final_states, output_logits
 from registries.registry import UserError
 
 LENGTH = 24  # or as many as the model reads

@@ -1,6 +1,6 @@
 """The processes of a data-parallel run. All of them run the study; only the first one scores, prints and keeps records.
 
-`torchrun` starts them and tells each its place through the environment (see `studies.launch`).
+`torchrun` starts them and tells each its place through the environment (see `studies.config.launch`).
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning_modules.nll import perplexity
 from lightning_modules.options import surgery_options
-from lightning_modules.recovery import recovery_plan
 from lightning_modules.stages import STAGES
+from lightning_modules.training.stage_plan import recovery_plan
 from registries.registry import defaults, parameters
-from studies.comparison import ppl_ratio
-from studies.recording import Record
-from studies.run_folder import RunFolder
-from studies.scores import read_documents
+from studies.run.ratios import ppl_ratio
+from studies.run.recording import Record
+from studies.run.run_folder import RunFolder
+from studies.run.scores import read_documents
 
 CONTROLS = {
     "original": "the unmodified model, given the same training of the same layers' attention",

@@ -1,6 +1,6 @@
-"""The end of a sweep: which run is best, by how much, and at what cost.
+"""The jobs of a sweep, one after the other, and its end.
 
-Every job notes its run's folder in the sweep's folder (`studies.jobs`). When the last job has ended, Hydra calls
+Every job notes its run's folder in the sweep's folder (`studies.run.jobs`). When the last job has ended, Hydra calls
 `Summary`: it prints a table (a line for each setting, several seeds together) and writes there `summary.csv` (a line
 for each run), `summary.json` (the table, and what failed) and plots; the tracking store gets them as a run that is the
 parent of the jobs' runs.
@@ -8,94 +8,136 @@ parent of the jobs' runs.
 
 from __future__ import annotations
 
-import csv
+import gc
+import hashlib
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+import psutil
 from hydra.experimental.callback import Callback
 
+from lightning_modules.processes import is_first, process_count
+from lightning_modules.stopping import Interrupted, stop_if_requested
 from registries.registry import UserError
-from studies.comparison import CONFIDENCE, ppl_ratio
-from studies.jobs import JOBS, Job, claim_for, end_sweep, failures
-from studies.run_folder import readable, write_text
+from studies.progress import say
+from studies.run.files import write_text
+from studies.run.jobs import Job, cause, claim_for, failures
 
-ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
+AT_WORK = "at_work"
 
-# Title -> metric of the table's columns; those that no run has are left out.
-COLUMNS = {
-    "loss": "val/loss",
-    "perplexity": "val/ppl",
-    "bits/byte": "val/bpb",
-    "over untouched": "val/ppl_ratio",
-    "over the control": "val/ppl_ratio_control",
-    "test loss": "test/loss",
-    "gap closed": "val/gap_closed",
-    "R2": "val/r2",
-    "CKA": "val/cka",
-    "tokens in one": "compression/ratio",
-    "loss, text": "control/text/val/loss",
-    "loss, last tokens": "control/truncated/val/loss",
-    "loss, nothing": "control/nothing/val/loss",
-    **{f"right, {name}": f"communication/{name}/accuracy" for name in ANSWERED},
-    "trained": "params/trainable",
-    "train s": "time/train_s",
-    "eval s": "time/eval_s",
-    "tokens/s": "throughput/train_tokens_per_s",
-    "MB": "memory/peak_mb",
-}
-WITH_INTERVAL = ("gap closed", "right, states")
-LEARNING_RATE = "optimizer.lr"
-
-Run = tuple[Path, Mapping[str, Any]]  # a run's folder and the content of its `result.json`
+postponed: list[Callable[[], None]] = []  # jobs of this process's sweep that come last
 
 
-@dataclass
-class Setting:
-    """Runs that differ in their seed alone.
+def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
+    """Run a job of a sweep; its failure is noted and does not end the sweep, unless it is to stop at one.
 
-    Attributes:
-        values: what this setting has of the keys that vary in the sweep, as text.
-        runs: finished runs.
-        others: status of the runs that did not finish.
+    A job that ended its process at an earlier start (by an abort, or for lack of memory) would end every start of the
+    sweep before the jobs behind it are run: it is put off until these are done.
+
+    Returns:
+        The validation loss; infinity for a job that failed or was put off.
     """
+    from hydra.core.hydra_config import HydraConfig
 
-    values: dict[str, str]
-    runs: list[Run] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    job, mark = Job.current(), _mark(cfg)
+    if _in_turn() and mark in _ended_their_process(job.sweep):
+        say(f"this job ended its process at an earlier start: it comes last ({' '.join(job.overrides)})")
+        hydra = HydraConfig.instance().cfg
 
-    def metric(self, name: str) -> list[float]:
-        """The metric of every finished run that has it."""
-        return [result["metrics"][name] for _, result in self.runs if name in result["metrics"]]
+        def later() -> None:
+            HydraConfig.instance().cfg = hydra
+            _attempt(cfg, run, job, mark)
 
-    def mean(self, name: str) -> float | None:
-        """Mean over seeds."""
-        values = self.metric(name)
-        return fmean(values) if values else None
-
-    def margin(self, name: str) -> float | None:
-        """Half the 95 % confidence interval of the mean over seeds, by Student's t; None for one seed."""
-        from scipy.stats import t
-
-        values = self.metric(name)
-        if len(values) < 2:
-            return None
-        return t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-    def label(self) -> str:
-        return ", ".join(value for value in self.values.values() if value) or "all"
+        postponed.append(later)
+        return math.inf
+    return _attempt(cfg, run, job, mark)
 
 
-def note_job(folder: Path) -> None:
-    """Note the folder of a job's run in the sweep's folder; nothing where no sweep is running."""
-    job = Job.current()
-    if job is not None:
-        job.note_folder(folder)
+def _attempt(cfg: Any, run: Callable[[Any], dict[str, Any]], job: Job, mark: str) -> float:
+    with _at_work(job, mark):
+        try:
+            return run(cfg)["metrics"].get("val/loss", math.inf)
+        except (Exception, SystemExit) as error:
+            stop_if_requested()  # a library may have made this error of the signal
+            if isinstance(error, Interrupted):
+                raise
+            job.note_failure(error)
+            stopping = cfg["on_failure"] == "stop" or process_count() > 1  # the others may be elsewhere in the job
+            say(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {cause(error)}")
+            if stopping:  # at once: an exception would end the sweep only after its last job
+                postponed.clear()
+                if is_first():
+                    end_sweep(job.sweep, cfg)
+                sys.exit(1)
+            traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
+    gc.collect()
+    return math.inf
+
+
+def end_sweep(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Run what was put off, write the summary, and end the process with status 1 if a job failed."""
+    from studies.report.sweep_summary import summarise
+
+    waiting, postponed[:] = list(postponed), []
+    if waiting:
+        summarise(folder, cfg)  # what is put off may end the process once more
+    for attempt in waiting:
+        attempt()
+    summarise(folder, cfg)
+    if failures(folder):
+        sys.exit(1)
+
+
+def _in_turn() -> bool:
+    """Whether the jobs of this sweep run one after the other in this process, and none waits for another's loss."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    plain = (hydra.launcher["_target_"], hydra.sweeper["_target_"])
+    return process_count() == 1 and all(name.rpartition(".")[2].startswith("Basic") for name in plain)
+
+
+@contextmanager
+def _at_work(job: Job, mark: str) -> Iterator[None]:
+    """While the job runs, say so in a file: where its process ends with it, the file stays."""
+    file = job.sweep / f"{AT_WORK}.{job.number:05d}"
+    write_text(file, json.dumps({"config": mark, "pid": os.getpid(), "started": psutil.Process().create_time()}))
+    try:
+        yield
+    finally:
+        for left in (file, *_ended_their_process(job.sweep).get(mark, ())):
+            left.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _ended_their_process(sweep: Path) -> dict[str, list[Path]]:
+    """Mark of a config -> what its jobs left in the folders of sweeps beside this one, whose processes are gone."""
+    left: dict[str, list[Path]] = {}
+    for file in sorted(sweep.parent.glob(f"*/{AT_WORK}.*")):
+        try:
+            content = json.loads(file.read_text())
+            mark, pid, started = content["config"], content["pid"], content["started"]
+        except (OSError, ValueError, TypeError, KeyError):  # its job has just ended, or the disk was full
+            continue
+        if not psutil.pid_exists(pid) or psutil.Process(pid).create_time() != started:
+            left.setdefault(mark, []).append(file)
+    return left
+
+
+def _mark(cfg: Any) -> str:
+    """What two jobs that compute the same have in common, as far as it can be known before any data is read."""
+    from lightning_modules.options import plain
+    from studies.run.fingerprint import relevant
+
+    return hashlib.sha256(json.dumps(relevant(plain(cfg)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Summary(Callback):
@@ -104,7 +146,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         from omegaconf import OmegaConf
 
-        from studies.launch import exit_with
+        from studies.config.launch import exit_with
 
         if config.hydra.sweeper is None:  # which Hydra refuses next, and nothing is to be written for it
             return
@@ -116,180 +158,3 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         end_sweep(Path(config.hydra.sweep.dir), config)
-
-
-def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
-    """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
-    from studies.display import show_failures, show_folder, show_settings
-    from studies.figures import plot_pareto
-    from studies.tracking import log_sweep
-
-    runs = list(readable(sweep_runs(folder)))
-    settings = group(runs)
-    finished = [setting for setting in settings if setting.runs]
-    table, baselines = summary_table(settings), _baselines(runs)
-    tables = {"the sweep, by validation loss": table}
-    alike = _by_everything_but(LEARNING_RATE, table).values()
-    if any(len(some) > 1 for some in alike):
-        tables["each at its best learning rate"] = [some[0] for some in alike]
-    for title, lines in tables.items():
-        if lines:
-            show_settings(title, lines, baselines)
-    _write_csv(runs, folder / "summary.csv")
-    failed = failures(folder)
-    write_text(folder / "summary.json", json.dumps({"untouched": baselines, **tables, "failed": failed}, indent=2))
-    if len(finished) > 1:
-        for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
-            points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
-            if len({cost for cost, *_ in points.values()}) > 1:
-                plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
-    log_sweep(cfg, folder)
-    show_failures(failed)
-    show_folder(folder)
-
-
-def sweep_runs(folder: Path) -> list[Path]:
-    """The folders of a sweep's runs, in the order of its jobs; one that several jobs shared comes once."""
-    return list(dict.fromkeys(Path(file.read_text()) for file in sorted((folder / JOBS).glob("[0-9]*"))))
-
-
-def newest(runs: Iterable[Run]) -> list[Run]:
-    """Of runs of the same config the newest; they come newest first."""
-    from studies.fingerprint import relevant
-
-    by_config: dict[str, Run] = {}
-    for run in runs:
-        by_config.setdefault(json.dumps(relevant(run[1]["config"]), sort_keys=True), run)
-    return list(by_config.values())
-
-
-def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's result, flat; the stages of its recovery under `recovery`, by name."""
-    from studies.fingerprint import relevant
-    from studies.tracking import flatten
-
-    kept = relevant(config)
-    return flatten(kept) | ({"recovery": " + ".join(kept["recovery"]) or "none"} if "recovery" in kept else {})
-
-
-def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of flat configs in which two that have the key differ.
-
-    Without those that only follow from the option that was chosen for their group (`adapter=lora` has another rate than
-    `adapter=linear`), unless an option was tried with several values.
-    """
-    values, by_option = defaultdict(set), defaultdict(set)
-    for config in configs:
-        for key, value in config.items():
-            values[key].add(str(value))
-            by_option[key, str(config.get(f"{key.split('.')[0]}.name"))].add(str(value))
-    chosen = {key for (key, _), some in by_option.items() if len(some) > 1 or key.endswith(".name")}
-    return sorted(key for key, some in values.items() if len(some) > 1 and (key in chosen or "." not in key))
-
-
-def group(runs: Sequence[Run]) -> list[Setting]:
-    """The settings of a sweep, best first: by mean validation loss, or bits per byte where tokens are not the same."""
-    configs = [flat_config(result["config"]) for _, result in runs]
-    keys = [key for key in varied_keys(configs) if key != "seed"]
-    settings: dict[tuple[str, ...], Setting] = {}
-    for (path, result), config in zip(runs, configs, strict=True):
-        values = {key: str(config.get(key, "")) for key in keys}
-        setting = settings.setdefault(tuple(values.values()), Setting(values))
-        if result["status"] in ("finished", "skipped"):
-            setting.runs.append((path, result))
-        else:
-            setting.others.append(result["status"])
-    # Losses per token do not compare where tokens are not the same.
-    counts = {json.dumps(_scored_text(result)) for _, result in runs}
-    metric = "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
-    value = lambda setting: setting.mean(metric)  # noqa: E731
-    return sorted(settings.values(), key=lambda setting: math.inf if value(setting) is None else value(setting))
-
-
-def _scored_text(result: Mapping[str, Any]) -> Any:
-    """Blocks, tokens and bytes of a run's validation text, which are the same for the same text and tokenizer."""
-    return result["dataset"].get("validation")
-
-
-def _has(run: Run, metric: str) -> bool:
-    """Whether a run has a metric, or did not come so far."""
-    return metric in run[1]["metrics"] or run[1]["status"] not in ("finished", "skipped")
-
-
-def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """A line for each setting: its values, seeds, means and margins, and the ratio of its perplexity to the best's."""
-    best = next((setting for setting in settings if setting.runs), None)
-    lines = []
-    for setting in settings:
-        line = dict(setting.values) | {"seeds": len(setting.runs)}
-        if setting.others:
-            line["not finished"] = ", ".join(setting.others)
-        for title, metric in COLUMNS.items():
-            if setting.mean(metric) is not None:
-                line[title] = setting.mean(metric)
-                if metric.endswith("loss") and setting.margin(metric) is not None:
-                    line[f"{title} +-"] = setting.margin(metric)
-                if title in WITH_INTERVAL and len(setting.runs) == 1:  # over documents, or questions
-                    for end in ("low", "high"):
-                        line |= {f"{title}, {end}": value for value in setting.metric(f"{metric}_{end}")}
-        if setting.runs and best is not setting:
-            line |= _over(setting, best)
-        lines.append(line)
-    return lines
-
-
-def _by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
-    """Lines by all that they vary in, except for one key; in order."""
-    others = [name for name in (lines[0] if lines else ()) if "." in name and name != key]
-    found = defaultdict(list)
-    if lines and key in lines[0]:
-        for line in lines:
-            found[tuple(line[name] for name in others)].append(line)
-    return found
-
-
-def _over(setting: Setting, best: Setting) -> dict[str, float]:
-    """The ratio of perplexities on the same documents, with its interval; nothing where they differ."""
-    if _scored_text(setting.runs[0][1]) != _scored_text(best.runs[0][1]):
-        return {}
-    try:
-        ratio = ppl_ratio(_documents(setting), _documents(best))
-    except UserError:  # other data: they do not compare
-        return {}
-    return {"over the best": ratio.value, "over the best, low": ratio.low, "over the best, high": ratio.high}
-
-
-def _documents(setting: Setting) -> list[tuple[float, int]]:
-    """The documents' validation scores, averaged over seeds."""
-    from studies.scores import read_documents
-
-    by_seed = [read_documents(path, "val/") for path, _ in setting.runs]
-    if len({tuple(count for _, count in documents) for documents in by_seed}) > 1:
-        raise UserError("the seeds were not scored on the same documents")
-    return [(fmean(nll for nll, _ in document), document[0][1]) for document in zip(*by_seed, strict=True)]
-
-
-def _baselines(runs: Sequence[Run]) -> dict[str, float]:
-    """Label -> validation loss of the untouched models of a sweep."""
-    found = {}
-    for _, result in runs:
-        if "loss" in result["baseline"]:
-            found[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
-    return found
-
-
-def _point(setting: Setting, metric: str) -> tuple[float, float, float]:
-    return setting.mean(metric) or 0.0, setting.mean("val/loss"), setting.margin("val/loss") or 0.0
-
-
-def _write_csv(runs: Iterable[Run], file: Path) -> None:
-    runs = list(runs)
-    configs = [flat_config(result["config"]) for _, result in runs]
-    keys = varied_keys(configs)
-    metrics = list(dict.fromkeys(name for _, result in runs for name in result["metrics"]))
-    with file.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["run", "status", *keys, *metrics])
-        for (path, result), config in zip(runs, configs, strict=True):
-            values = [result["metrics"].get(name, "") for name in metrics]
-            writer.writerow([path.name, result["status"], *(config.get(key, "") for key in keys), *values])

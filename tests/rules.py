@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from lightning_modules.surgery import replace_attention
+from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import ATTENTION, MODELS
 from registries.models.random import Family
 from registries.registry import parameters

@@ -20,9 +20,9 @@ from lightning_modules.options import (
     surgery_options,
 )
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
-from registries.adapters import is_trained
+from registries.adapters.adapter import is_trained
 from registries.registry import defaults, parameters
-from studies import schema
+from studies.config import check as schema
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 REGISTRIES = {

@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 import score
 from data_modules import build_data_module
-from lightning_modules.building import plain
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.options import plain
 from registries.models.random import RandomModel, byte_tokenizer
 from registries.registry import UserError
-from studies.compose import compose
-from studies.display import say, show_rows
-from studies.launch import launch
+from studies.config.compose import compose
+from studies.config.launch import launch
+from studies.progress import say
+from studies.report.display import show_rows
 
 TRAINED = ("replacement=toroidal", "replacement.depth=4", "replacement.transfer_steps=2")
 

@@ -12,7 +12,7 @@ import data_modules
 import score
 import train
 from lightning_modules.causal_lm import CausalLMModule
-from studies.launch import launch
+from studies.config.launch import launch
 
 TRAINED = ("replacement=toroidal", "replacement.transfer_steps=0")
 DIVERGES = "optimizer.lr=1e30,1e-3"

@@ -14,11 +14,13 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.frozen import Calls, FrozenStates
-from lightning_modules.imitation import relative_error
+from lightning_modules.hidden_states.frozen_states import FrozenStates
+from lightning_modules.hidden_states.recorded_calls import Calls
 from lightning_modules.inputs import batch_rows, is_real
-from lightning_modules.stages import STAGES, Loss, Workspace
-from lightning_modules.surgery import attention_parameters
+from lightning_modules.stages import STAGES
+from lightning_modules.stages.stage import Loss, Workspace
+from lightning_modules.surgery.trained_parameters import attention_parameters
+from lightning_modules.training.imitation import relative_error
 from registries.architectures import architecture_of
 
 

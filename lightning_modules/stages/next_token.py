@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from lightning_modules.objectives import EndToEnd
-from lightning_modules.stages import STAGES, Loss, Workspace
-from lightning_modules.surgery import Trained, select_parameters
+from lightning_modules.stages import STAGES
+from lightning_modules.stages.stage import Loss, Workspace
+from lightning_modules.surgery.trained_parameters import Trained, select_parameters
+from lightning_modules.training.objectives import EndToEnd
 
 
 @STAGES.register("next_token")

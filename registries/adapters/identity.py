@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.adapters import Pairs, equal_widths
+from registries.adapters.closed_form import equal_widths
+from registries.adapters.moments import Pairs
 
 
 @ADAPTERS.register("identity", check=equal_widths)

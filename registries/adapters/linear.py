@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.adapters import Pairs, Start, fitted_start, start_errors
-from registries.adapters.moments import gather
-from registries.adapters.trained import Units
+from registries.adapters.closed_form import Start, fitted_start, start_errors
+from registries.adapters.moments import Pairs, gather
+from registries.adapters.units import Units
 
 
 class Projection(nn.Module):

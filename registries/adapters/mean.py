@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.adapters import AffineMap, Pairs
-from registries.adapters.moments import gather
+from registries.adapters.closed_form import AffineMap
+from registries.adapters.moments import Pairs, gather
 
 
 @ADAPTERS.register("mean")

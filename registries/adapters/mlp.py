@@ -9,9 +9,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.adapters import AffineMap, Pairs, Start, fitted_start, start_errors
-from registries.adapters.moments import gather
-from registries.adapters.trained import Units
+from registries.adapters.closed_form import AffineMap, Start, fitted_start, start_errors
+from registries.adapters.moments import Pairs, gather
+from registries.adapters.units import Units
 
 
 @ADAPTERS.register("mlp", check=start_errors)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor
 
-from registries.adapters import Pairs
 from registries.registry import UserError
+
+Pairs = Union[Iterable[tuple[Tensor, Tensor]], "Statistics"]  # batches of rows, or what was gathered of them
 
 HELD_OUT = 10  # one of so many
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.adapters import AffineMap, Pairs
-from registries.adapters.moments import gather
+from registries.adapters.closed_form import AffineMap
+from registries.adapters.moments import Pairs, gather
 
 STRENGTHS = [10.0 ** (power / 2) for power in range(-16, 5)]  # of the mean variance of a source channel
 

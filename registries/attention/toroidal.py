@@ -11,9 +11,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from registries import ATTENTION
-from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
+from registries.model_shape import AttentionShape
 
 Frequencies = Literal["interleaved", "neighbouring"]
 
@@ -44,7 +44,9 @@ def legal_depths(shape: AttentionShape) -> list[int]:
     return [depth for depth in range(1, common + 1) if common % depth == 0]
 
 
-def check(shape: AttentionShape, depth: int, position: str, fusion_rank: int | None, backend: str, dropout: float):
+def option_errors(
+    shape: AttentionShape, depth: int, position: str, fusion_rank: int | None, backend: str, dropout: float
+):
     """What is wrong with these options for a layer of this shape."""
     allowed = legal_depths(shape)
     errors = []
@@ -67,7 +69,7 @@ def check(shape: AttentionShape, depth: int, position: str, fusion_rank: int | N
     return errors
 
 
-@ATTENTION.register("toroidal", check=check)
+@ATTENTION.register("toroidal", check=option_errors)
 class ToroidalAttention(nn.Module):
     """Joint causal attention of all depth slices of all earlier positions, with a distance on a torus as bias.
 

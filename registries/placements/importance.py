@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from registries import PLACEMENTS
-from registries.placements import Budget, LayerSpec, Linear, Row, Variant, linears, ranked, resolve_budget
+from registries.placements.placement import Budget, LayerSpec, Linear, Row, Variant, linears
+from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError
 
 Score = Literal["gradient", "fisher", "feature_norm"]
@@ -32,7 +33,7 @@ def importance(
 
     Args:
         model: whatever has the model's `config`.
-        scores: module -> what a trainable parameter there is worth; measured by `lightning_modules.importance`.
+        scores: module -> what a trainable parameter there is worth, see `lightning_modules.surgery.layer_scores`.
         budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16.
         score: what is measured; see there.
         batches: of the training data that it is measured on.

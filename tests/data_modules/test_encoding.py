@@ -1,8 +1,8 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from data_modules.block_data_module import BlockDataModule
 from data_modules.block_settings import BlockSettings
+from data_modules.data_module import BlockDataModule
 from data_modules.datasets.periodic import Periodic
 from data_modules.documents import SPLITS, Document
 from data_modules.encoding import encode_filled, encode_prompt, encode_prompts, encode_texts, start_token

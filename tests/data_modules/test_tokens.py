@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from data_modules import token_cache, tokens
+from data_modules import tokens
+from data_modules.caches import token_cache
 from data_modules.documents import Document, Stream
 from data_modules.tokens import token_bytes, tokenize, tokenizer_fingerprint
 from registries.partial_files import machine

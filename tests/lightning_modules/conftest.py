@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data_modules.activations import ActivationCache
-from data_modules.token_cache import tensors_sha256
+from data_modules.caches.activation_cache import ActivationCache
+from data_modules.tensor_files import tensors_sha256
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.stages import STAGES, Workspace
-from lightning_modules.surgery import replace_attention
+from lightning_modules.stages import STAGES
+from lightning_modules.stages.stage import Workspace
+from lightning_modules.surgery.replaced_attention import replace_attention
 from registries.models.random import byte_tokenizer
 from tests.rules import language_model
 

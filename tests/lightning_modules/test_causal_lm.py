@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_modules.causal_lm import NonFiniteLoss
-from lightning_modules.surgery import attention_parameters
-from lightning_modules.training import evaluate, fit
+from lightning_modules.surgery.trained_parameters import attention_parameters
+from lightning_modules.training.trainer import evaluate, fit
 from registries import ATTENTION, UserError
 from tests.rules import disturb_cores, logits
 

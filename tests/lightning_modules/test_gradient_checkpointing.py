@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules.training import evaluate, fit
+from lightning_modules.training.trainer import evaluate, fit
 from registries.architectures import architecture_of
 from tests.rules import difference, disturb_cores, logits
 

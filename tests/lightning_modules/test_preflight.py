@@ -3,7 +3,6 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lightning_modules.attention_host import host
 from lightning_modules.preflight import (
     TOLERANCE,
     PreflightError,
@@ -17,7 +16,8 @@ from lightning_modules.preflight import (
     require,
     require_own_logits,
 )
-from lightning_modules.surgery import replace_attention
+from lightning_modules.surgery.attention_host import host
+from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import UserError
 from registries.architectures import ARCHITECTURES, Architecture, architecture_of
 from tests.rules import cases, disturb_cores, language_model, limited_model

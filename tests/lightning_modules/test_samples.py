@@ -3,7 +3,7 @@ import torch
 
 from lightning_modules.length_guard import guard_length
 from lightning_modules.samples import continue_texts
-from lightning_modules.surgery import replace_attention
+from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import UserError
 from registries.models.random import byte_tokenizer
 from tests.rules import language_model, limited_model

@@ -9,7 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from registries import MODELS
-from registries.architectures import ARCHITECTURES, architecture_of, modules_of_roles, resolve_roles, shape_of
+from registries.architectures import ARCHITECTURES, architecture_of, modules_of_roles, resolve_roles
+from registries.model_shape import shape_of
 from registries.models.pretrained import CONFIGS
 from registries.models.random import Family
 from registries.registry import UserError

@@ -11,13 +11,13 @@ import sys
 
 import torch
 
-import studies.replacement_study as replacement_study
+import studies.stage_training as stage_training
 import train
 from lightning_modules.callbacks import checkpoint
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.stages.next_token import NextToken
 from lightning_modules.stages.transfer import Transfer
-from studies.scores import Scores
+from studies.run.scores import Scores
 
 
 def die(*_):
@@ -47,7 +47,7 @@ KILLS = {
     "transfer, at its fourth step": lambda: at_call(Transfer, "loss", 3),
     "transfer, in its validation": lambda: at_call(CausalLMModule, "validation_step", 1, in_stage("transfer")),
     "transfer, before its checkpoint is renamed": lambda: at_call(checkpoint.os, "replace", 1, is_checkpoint),
-    "after the transfer, before its weights are saved": lambda: at_call(replacement_study, "save_weights", 0),
+    "after the transfer, before its weights are saved": lambda: at_call(stage_training, "save_weights", 0),
     "after the transfer, before its score": lambda: at_call(Scores, "record", 0, is_transfer),
     "before the first step of training": lambda: at_call(NextToken, "loss", 0),
     "training, between accumulated batches": lambda: at_call(NextToken, "loss", 7),

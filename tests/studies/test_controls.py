@@ -7,12 +7,12 @@ import torch
 import yaml
 
 import train
-from lightning_modules.building import plain
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.recovery import recovery_plan
+from lightning_modules.options import plain
+from lightning_modules.training.stage_plan import recovery_plan
 from registries.registry import UserError
-from studies.comparison import ppl_ratio
 from studies.controls import CONTROLS, RATIOS, control_config
+from studies.run.ratios import ppl_ratio
 
 TOROIDAL = (
     "replacement=toroidal",

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
-from lightning_modules.building import plain
+from lightning_modules.options import plain
 from registries import UserError
-from studies.compose import check_command_line
-from studies.fingerprint import fingerprint
-from studies.launch import exit_with
+from studies.config.command_line import check_command_line
+from studies.config.launch import exit_with
+from studies.run.fingerprint import fingerprint
 
 # Transfer, then next-token training in three passes of one block (two of them in one process), then an adapter.
 STUDY = (

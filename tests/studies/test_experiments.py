@@ -8,10 +8,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import train
-from lightning_modules.building import plain
+from lightning_modules.options import plain
 from registries.registry import UserError
-from studies.compose import check_command_line
-from studies.fingerprint import fingerprint
+from studies.config.command_line import check_command_line
+from studies.run.fingerprint import fingerprint
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 FILES = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((CONF / "experiment").glob("*.yaml"))}

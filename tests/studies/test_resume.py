@@ -15,13 +15,14 @@ from lightning import Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import studies.replacement_study as replacement_study
+import data_modules.tensor_files as tensor_files
+import studies.one_model as one_model
 import train
 from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
 from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
-from studies.curves import read_curves
-from studies.scores import read_documents
+from studies.run.curves import read_curves
+from studies.run.scores import read_documents
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = (
@@ -183,7 +184,7 @@ def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_run, monkeypatch, number):
-    load = replacement_study.load_language_model
+    load = one_model.load_language_model
 
     def load_and_collect(*arguments):
         def callback(phase, information):  # Python ignores what is raised here
@@ -195,7 +196,7 @@ def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_r
         return load(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
-        patch.setattr(replacement_study, "load_language_model", load_and_collect)
+        patch.setattr(one_model, "load_language_model", load_and_collect)
         run(*STUDY)
     assert caught.value.code == 128 + number
     assert result_of(only_run())["status"] == "killed"
@@ -211,7 +212,7 @@ def test_a_library_that_makes_a_failure_of_a_signal(run, only_run, monkeypatch):
         except BaseException as error:
             raise RuntimeError("cannot load") from error
 
-    monkeypatch.setattr(replacement_study, "load_language_model", load)
+    monkeypatch.setattr(one_model, "load_language_model", load)
     with pytest.raises(Interrupted, match="stopped by SIGTERM: continue with resume=auto"):
         run(*STUDY)
     assert result_of(only_run())["status"] == "killed"
@@ -346,7 +347,7 @@ def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
             path.write_bytes(b"half")
             raise full
     else:
-        owner, name = replacement_study, "save_file"
+        owner, name = tensor_files, "save_file"
 
         def broken(tensors, path, *arguments, **options):
             Path(path).write_bytes(b"half")

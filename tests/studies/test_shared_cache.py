@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from registries import ATTENTION
-from studies.code import _meaning
+from studies.run.code_version import _meaning
 
 TWO = ("model@source=random", "dataset.train_size=4", "dataset.block_size=48")
 STUDIES = {

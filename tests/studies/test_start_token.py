@@ -75,7 +75,7 @@ def test_every_text_begins_with_it(study, small, starting, first_inputs, tmp_pat
 
 def test_a_run_is_scored_and_continued_as_it_was_trained(small, starting, first_inputs, run):
     from score import score
-    from studies.compose import compose
+    from studies.config.compose import compose
 
     folder, token = starting
     done = run("placement=attention", "placement.rank=2", f"model.tokenizer={folder}", "dataset.start_token=false")

@@ -5,10 +5,12 @@ import math
 import pytest
 
 import train
-from studies.display import cell, shown_columns
-from studies.launch import launch
-from studies.run_folder import read_result
-from studies.sweep import Setting, group, newest, summarise, summary_table, sweep_runs, varied_keys
+from studies.config.launch import launch
+from studies.report.display import cell, shown_columns
+from studies.report.sweep_summary import summarise
+from studies.report.sweep_table import Setting, group, newest, summary_table, varied_keys
+from studies.run.jobs import sweep_runs
+from studies.run.results import read_result
 
 LOSSES = {("attention", 1e-3): (2.0, 2.2), ("attention", 3e-3): (1.9, 2.0), ("mlp", 1e-3): (1.7, 1.8)}
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from lightning_modules.frozen import record_calls
-from lightning_modules.imitation import EARLY_WEIGHT
-from lightning_modules.surgery import attention_parameters, part, thaw
+from lightning_modules.hidden_states.recorded_calls import record_calls
+from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
+from lightning_modules.surgery.twins import part
+from lightning_modules.training.imitation import EARLY_WEIGHT
 from registries.architectures import architecture_of
 from tests.rules import disturb_cores, logits, tokens
 

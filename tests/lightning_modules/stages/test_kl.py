@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lightning_modules.stages import blocks_per_pass
-from lightning_modules.surgery import attention_parameters
+from lightning_modules.stages.stage import blocks_per_pass
+from lightning_modules.surgery.trained_parameters import attention_parameters
 from registries.models.random import byte_tokenizer
 from tests.rules import disturb_cores, language_model, logits, tokens
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Gt
 
-from lightning_modules.objectives import EndToEnd
+from lightning_modules.training.objectives import EndToEnd
 from lightning_modules.stages import STAGES, Loss, Workspace
 from lightning_modules.surgery import attention_parameters
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from registries.architectures import AttentionShape
+from registries.model_shape import AttentionShape
 
 
 def seen(core, length):

@@ -9,7 +9,7 @@ import pytest
 
 import registries.models.gemma3 as gemma3
 from registries import MODELS, UserError
-from registries.architectures import shape_of
+from registries.model_shape import shape_of
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registries import MODELS, UserError
-from registries.architectures import architecture_of, shape_of
+from registries.architectures import architecture_of
+from registries.model_shape import shape_of
 from registries.models.pretrained import CONFIGS, HUB_IDS, PretrainedModel
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registries import MODELS, UserError
-from registries.architectures import shape_of
+from registries.model_shape import shape_of
 from registries.models.random import Family, byte_tokenizer
 
 each_family = pytest.mark.parametrize("family", get_args(Family))

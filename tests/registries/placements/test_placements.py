@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT2Config
 
 import train
-from lightning_modules.placement import lora_parameters, place
+from lightning_modules.surgery.lora import lora_parameters, place
 from registries import MODELS, PLACEMENTS, UserError
-from registries.architectures import architecture_of, linear_sizes, shape_of
-from registries.placements import Linear, linears, ranked
+from registries.architectures import architecture_of
+from registries.model_shape import linear_sizes, shape_of
+from registries.placements.placement import Linear, linears
+from registries.placements.ranks import ranked
 
 CONFIGS = Path(train.__file__).parent / "registries" / "models" / "configs"
 FAMILIES = ["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]

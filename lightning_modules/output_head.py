@@ -1,0 +1,22 @@
+"""A model's final hidden states, and the logits that its head makes of them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lightning_modules.inputs import model_inputs
+from registries.architectures import ARCHITECTURES
+
+
+def final_states(model: nn.Module, rows: Tensor) -> Tensor:
+    """Hidden states that go into the output head, (batch, length, hidden)."""
+    return model.base_model(**model_inputs(rows), use_cache=False).last_hidden_state
+
+
+def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits of final hidden states, as the model itself computes them."""
+    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    if config.model_type in ARCHITECTURES and (change := ARCHITECTURES.get(config.model_type).logits) is not None:
+        return change(logits, config)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap

@@ -1,0 +1,48 @@
+"""Which parameters a stage trains, and their thawing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from lightning_modules.surgery.lora import Placed, lora_parameters
+from lightning_modules.surgery.replaced_attention import Surgery
+from registries.architectures import ARCHITECTURES
+
+Trained = Literal["replaced", "model"]
+
+
+def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of everything in the attention of these layers, cores included."""
+    architecture = ARCHITECTURES.get(model.config.model_type)
+    return {
+        f"{architecture.attention_path(layer)}.{name}": parameter
+        for layer in layers
+        for name, parameter in architecture.attention_layers(model)[layer].named_parameters()
+    }
+
+
+def select_parameters(
+    model: nn.Module, surgery: Surgery | None, placement: Placed | None, which: Trained
+) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of what an end-to-end stage trains.
+
+    That is the attention of the replaced layers and the placed LoRA, or the model with both.
+    """
+    if which == "model":
+        return dict(model.named_parameters())
+    replaced = attention_parameters(model, surgery.layers) if surgery else {}
+    return replaced | (lora_parameters(model) if placement else {})
+
+
+def thaw(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Make exactly `parameters` trainable, in fp32; everything else is frozen and keeps its dtype.
+
+    A hosted attention layer bridges the dtypes itself; so a frozen bf16 model is trained with fp32 master weights.
+    """
+    model.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)

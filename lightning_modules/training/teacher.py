@@ -1,0 +1,68 @@
+"""The model whose next-token distributions another one learns to give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.caches.activation_cache import place
+from lightning_modules.hidden_states.frozen_states import model_identity
+from lightning_modules.length_guard import guard_length
+from lightning_modules.output_head import final_states
+from lightning_modules.stages.stage import Workspace
+from registries import UserError
+from registries.models.pretrained import PretrainedModel
+
+FINAL = "final hidden states"
+
+
+class Teacher:
+    """The untouched model, or another one with the same vocabulary. Its final hidden states are cached.
+
+    Args:
+        workspace: of the run.
+        path: folder or hub id of another model; None: the untouched model.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+
+    def __init__(self, workspace: Workspace, path: str | None = None):
+        self.cache, self.model, identity = workspace.activations, workspace.original, dict(workspace.identity)
+        if path is not None:
+            self.model = _load(path, workspace)
+            identity |= model_identity(self.model)
+        self.place = place(**identity, module=FINAL, side="output")
+        self.width = self.model.config.get_text_config().hidden_size
+
+    def reserve(self, rows: Tensor, visits: int) -> bool:
+        """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
+        entry_bytes = rows.shape[1] * self.width * self.model.dtype.itemsize
+        return self.cache.reserve([self.place], rows, min(len(rows), visits), entry_bytes)
+
+    @torch.no_grad()
+    def final_states(self, rows: Tensor) -> Tensor:
+        """Hidden states that go into the teacher's output head, (batch, length, its width)."""
+        compute = lambda row: {self.place: final_states(self.model, row)}  # noqa: E731
+        return self.cache.fetch([self.place], rows, compute)[self.place]
+
+
+def _load(path: str, workspace: Workspace) -> nn.Module:
+    from lightning_modules.preflight import require_own_logits  # which needs what is defined here
+
+    source, ours = PretrainedModel(path), workspace.tokenizer
+    theirs = source.tokenizer()
+    model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
+    outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
+    if outputs[0] != outputs[1]:
+        raise UserError(
+            f"the teacher {path} has {outputs[0]} outputs, the model that trains has {outputs[1]}: their next-token "
+            "distributions cannot be compared. Take a teacher of the same family"
+        )
+    if theirs.get_vocab() != ours.get_vocab():
+        raise UserError(
+            f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
+            f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
+        )
+    require_own_logits(model)
+    return model.to(workspace.original.device)

@@ -1,0 +1,102 @@
+"""Between two models: the states of the one at the text of the other, and their translation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.two_models.paired_states import FirstToken, PairedStates, Site, has_state
+from registries.adapters.adapter import Adapter
+from registries.adapters.moments import Gathering, Moments, Statistics
+
+
+class Measured(NamedTuple):
+    """What the training text tells of a site.
+
+    Attributes:
+        statistics: of the paired rows.
+        first: (target width,), the target's state at a start token, or else at an end token that begins a text.
+    """
+
+    statistics: Statistics
+    first: Tensor
+
+
+def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
+    """Statistics of every site over blocks of the target, (blocks, length).
+
+    Raises:
+        UserError: no position is paired, or states are not finite.
+    """
+    gathered = {each: Gathering(len(blocks)) for each in states.sites}
+    for block in blocks:
+        for each, found in states(block).items():
+            gathered[each].add(found.source[found.paired], found.target[found.paired])
+    found = {each: gathering.statistics() for each, gathering in gathered.items()}
+    firsts = first_states(states)
+    return {each: Measured(found[each], firsts[each]) for each in states.sites}
+
+
+def measure_back(states: PairedStates, place: Site, blocks: Tensor) -> Statistics:
+    """The statistics of a site the other way: the target's states for each of the source's tokens, and the source's."""
+    gathered = Gathering(len(blocks))
+    for block in blocks:
+        paired = states.paired(block)
+        target, source = states.of_target(block)[place], states.of_source(paired.tokens)[place]
+        known = has_state(paired.back, states.first_token)
+        gathered.add(target[paired.back[known].to(target.device)], source[known.to(source.device)].to(target.device))
+    return gathered.statistics()
+
+
+def first_states(states: PairedStates) -> dict[Site, Tensor]:
+    """The target's state at a start token, or else at an end token that begins a text, (target width,), by site."""
+    found = states.of_target(torch.tensor([states.pairing.opening]))
+    return {each: rows[0] for each, rows in found.items()}
+
+
+class Bridge(nn.Module):
+    """Translates the source's states at one site, or at several that share an adapter.
+
+    Where a token has no source state it gets a constant of the target: its mean state, or at the first token of a text
+    the state that a start or end token has there. Neither tells anything of the text, and they are the same for all
+    adapters.
+
+    Args:
+        adapter: what translates.
+        target_width: of the target's states.
+        first_token: see `PairedStates`.
+    """
+
+    def __init__(self, adapter: Adapter, target_width: int, first_token: FirstToken = "constant"):
+        super().__init__()
+        self.adapter, self.first_token = adapter, first_token
+        self.register_buffer("mean", torch.zeros(target_width))
+        self.register_buffer("first", torch.zeros(target_width))
+        self.register_buffer("variance", torch.ones(()))  # of the target's states, summed over channels
+
+    def take(self, measured: Measured) -> None:
+        """Take the constants of a site; the adapter is fitted apart, since sites may share it."""
+        everything = measured.statistics.everything
+        means = everything.means()
+        self.mean.copy_(means[1])
+        self.first.copy_(measured.first)
+        self.variance.copy_(everything.about(*means).yy / everything.rows)
+
+    def forward(self, source: Tensor, paired: Tensor) -> Tensor:
+        """(..., length, source width) states and where there are any, (..., length) -> (..., length, target width)."""
+        translated = torch.where(paired[..., None], self.adapter(source.float()), self.mean)
+        if self.first_token == "translate":
+            return translated
+        is_first = torch.arange(source.shape[-2], device=source.device) == 0
+        return torch.where(is_first[:, None], self.first, translated)
+
+
+def together(measured: Sequence[Measured]) -> Statistics:
+    """The statistics of several sites as one, for an adapter that they share."""
+    fitted, held_out = Moments(), Moments()
+    for each in measured:
+        fitted, held_out = fitted + each.statistics.fitted, held_out + each.statistics.held_out
+    return Statistics(fitted, held_out)

@@ -1,0 +1,127 @@
+"""Continuations by the target of a prompt that only the source has read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from data_modules.encoding import encode_prompt
+from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.recorded_calls import record_calls
+from lightning_modules.inputs import positions_of
+from lightning_modules.length_guard import length_limit
+
+if TYPE_CHECKING:
+    from lightning_modules.two_models.cross_model import CrossModelModule
+    from lightning_modules.two_models.paired_states import Site
+
+
+@torch.no_grad()
+def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the target writes, by greedy decoding, after prompts that only the source has read.
+
+    At the places of the prompt's tokens, the blocks from the site on get the source's translated states. The blocks
+    below see the new tokens alone, after a start or end token in the place of the first one, as models need some first
+    token to look at when there is nothing to look at. Places are those of the prompt in the target's tokens.
+    """
+    tokenizer = module.tokenizer
+    rows = [torch.tensor(encode_prompt(tokenizer, prompt, module.start)) for prompt in prompts]
+    longest = max(map(len, rows))
+    width = module.model.config.get_text_config().hidden_size
+    states = torch.zeros(len(rows), longest, width, device=module.model.device)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=module.model.device)
+    for index, row in enumerate(rows):
+        read, paired = module.states.read(row)
+        bridge = module.bridge_at(place)
+        states[index, longest - len(row) :] = bridge(read[place].to(states.device), paired.to(states.device))
+        mask[index, longest - len(row) :] = 1
+    limit = length_limit(module.model)  # where the target reads no longer texts, what it writes ends
+    steps = max_new_tokens if limit is None else min(max_new_tokens, limit.tokens - longest + 1)
+    writer, logits = begin(module, place, states, mask)
+    token = logits.argmax(-1)
+    written = [token]
+    for _ in range(steps - 1):
+        token = writer.step(token[:, None]).argmax(-1)
+        written.append(token)
+    return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
+
+
+def begin(module: CrossModelModule, place: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
+    """A continuation by the target after translated states, see `Continuation.begin`, with the logits after them."""
+    writer = Continuation(module.model, place.target)
+    first = module.states.pairing.opening if module.states.first_token == "constant" else None
+    return writer, writer.begin(states.to(module.model.dtype), mask, first)
+
+
+class Continuation:
+    """Next-token logits after a prompt of which only the hidden states that enter a block are known.
+
+    The blocks from there on keep the prompt in their caches, those below only what came after it; so there is a cache
+    for each part, and each new token passes the parts one after the other.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        layer: the block that the states enter.
+    """
+
+    def __init__(self, model: nn.Module, layer: int):
+        from transformers import DynamicCache
+
+        self.model, self.layer = model, layer
+        self.below, self.above = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
+
+    def begin(self, states: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
+        """Read the prompt: (batch, length, hidden) states, (batch, length) 1 where they are; left-padded.
+
+        Args:
+            first: a token that the blocks below see in the first place of the prompt; None: they see nothing of it.
+
+        Returns:
+            (batch, vocabulary), of the token after it.
+        """
+        self.mask = mask[:, :1] * 0 + 1
+        if first is not None and self.layer:
+            self._pass_below(torch.full_like(self.mask, first))
+        self.mask = mask
+        return self._pass_above(torch.zeros_like(mask), states)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read on, (batch, length) tokens. Returns (batch, vocabulary), of the token after them."""
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
+        return self._pass_above(tokens, self._pass_below(tokens) if self.layer else None)
+
+    def _positions(self, length: int) -> Tensor:
+        return positions_of(self.mask)[:, -length:]
+
+    def _pass_above(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """Through the blocks from the site on; through all of them, from the tokens on, without states."""
+        length = tokens.shape[1]
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": self.mask,
+            "position_ids": self._positions(length),
+            "past_key_values": self.above,
+            "use_cache": True,
+        }
+        if states is None:
+            return self.model(**inputs).logits[:, -1]
+        with injected(self.model, self.layer, states):
+            logits = self.model(**inputs).logits[:, -1]
+        nothing = states.new_zeros(len(tokens), 1, length, 1)
+        for layer in range(self.layer):  # the mask is made for the length of the first layer's cache
+            self.above.update(nothing, nothing, layer)
+        return logits
+
+    def _pass_below(self, tokens: Tensor) -> Tensor:
+        """Through the blocks below the site. Returns what leaves them, (batch, length, hidden)."""
+        path, _ = site(self.model, self.layer)
+        inputs = {"position_ids": self._positions(tokens.shape[1]), "past_key_values": self.below, "use_cache": True}
+        return record_calls(self.model, [path], tokens, **inputs)[path].output
+
+
+def _until_end(tokenizer: Any, tokens: list[int]) -> str:
+    end = tokenizer.eos_token_id
+    return tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens, skip_special_tokens=True)

@@ -1,0 +1,59 @@
+"""The weights that a run saves, and how they are read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_modules.tensor_files import read_tensors
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.surgery.twins import part
+from registries import UserError
+
+TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
+BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
+ADAPTER_FOLDER = "adapter"
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """What a run saved of what it trained.
+
+    Raises:
+        UserError: the run has not finished, or the file is damaged.
+    """
+    if not file.is_file():
+        raise UserError(f"{file.parent.parent} has no trained weights ({file.name}): the run has not finished")
+    return read_tensors(file)
+
+
+def restore(module: CausalLMModule, file: Path) -> None:
+    """Put the trained weights of a safetensors file into a model that had the same surgery; fp32 stays fp32.
+
+    Raises:
+        UserError: as `read_weights`, or the file is of another config.
+    """
+    trained = read_weights(file)
+    parameters = dict(module.model.named_parameters())
+    strange = [
+        name for name, tensor in trained.items() if parameters.get(name, tensor.new_empty(0)).shape != tensor.shape
+    ]
+    if strange:
+        raise UserError(f"{file} is of another config: {strange[0]!r} does not fit this model")
+    part(module.original, [parameters[name] for name in trained])
+    for name, tensor in trained.items():
+        parameters[name].data = tensor.to(parameters[name].device)
+
+
+def load_into(part: nn.Module, file: Path) -> None:
+    """Load what a run saved of what lies between two models.
+
+    Raises:
+        UserError: as `read_weights`, or the file is of another config.
+    """
+    weights = read_weights(file)
+    try:
+        part.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{file} is of another config ({error}); run the study again") from error

@@ -1,0 +1,76 @@
+"""The ranks of a table: given, or as high as a budget of trainable parameters allows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from registries.placements.placement import Budget, Linear, Row, Variant, linears
+from registries.registry import UserError
+
+SHARE_RANK = 16  # a budget of 50% is half of what all linear layers take at this rank
+
+
+def resolve_budget(model: Any, budget: Budget | None, variant: Variant) -> int | None:
+    """Trainable parameters of a budget; `50%` is that share of what all linear layers take at rank 16."""
+    if not isinstance(budget, str):
+        return budget
+    return int(
+        float(budget.rstrip("%"))
+        / 100
+        * _total([linear.row(SHARE_RANK, variant) for linear in linears(model, ["attention", "mlp"])])
+    )
+
+
+def ranked(
+    candidates: Sequence[Linear],
+    rank: int,
+    budget: int | None,
+    variant: Variant,
+    where: str = "placement",
+    least: int = 1,
+) -> list[Row]:
+    """The table of these linear layers.
+
+    Args:
+        rank: of every addition, times the layer's weight.
+        budget: trainable parameters; they decide the rank in its place: the largest that does not exceed them.
+
+        where: the place in the config, for messages.
+        least: lowest rank under a budget; 0 leaves layers out whose weight is too low for rank 1.
+
+    Raises:
+        UserError: a rank above a layer's width; a budget below that of rank 1 or above that of full rank.
+    """
+    if budget is None:
+        for linear in candidates:
+            wanted = int(rank * linear.weight)
+            if wanted > linear.max_rank:
+                raise UserError(
+                    f"{where}.rank={wanted} is above the width of {linear.module} ({linear.inputs} to "
+                    f"{linear.outputs}): allowed are 1 to {linear.max_rank}"
+                )
+        return _rows(candidates, rank, variant)
+    # Ranks grow where one of them passes a whole number.
+    steps = sorted({step / linear.weight for linear in candidates for step in range(1, linear.max_rank + 1)})
+    smallest, largest = (_total(_rows(candidates, step, variant, least)) for step in (steps[0], steps[-1]))
+    if not smallest <= budget <= largest:
+        nearest, other = (smallest, "fewer") if budget < smallest else (largest, "more")
+        raise UserError(
+            f"{where}.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
+            f"{largest:,}. The nearest is {where}.budget={nearest}; or choose {other} roles or layers"
+        )
+    fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant, least)))
+    return _rows(candidates, steps[fitting - 1], variant, least)
+
+
+def _rows(candidates: Sequence[Linear], rank: float, variant: Variant, least: int = 1) -> list[Row]:
+    """The table at a common rank, times the weights, between `least` and the widths."""
+    tiny = 1e-9  # a step divided and multiplied by a weight again must not fall below the whole number it was
+    ranks = [min(linear.max_rank, max(least, int(rank * linear.weight + tiny))) for linear in candidates]
+    return [linear.row(rank, variant) for linear, rank in zip(candidates, ranks, strict=True) if rank]
+
+
+def _total(rows: Sequence[Row]) -> int:
+    return sum(row.parameters for row in rows)

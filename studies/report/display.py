@@ -1,0 +1,224 @@
+"""What a run prints."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from registries.placements.placement import Row
+from studies.progress import console
+
+
+def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
+    """The jobs of a sweep that failed: number, overrides, cause, and the file with the traceback."""
+    if failures:
+        console.print(f"{len(failures)} {'job' if len(failures) == 1 else 'jobs'} of this sweep failed:")
+    for failure in failures:
+        told = f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}"
+        console.print(told, markup=False)
+
+
+def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
+    """The table of what a stage trains; what is alike in several layers is one line."""
+    table = _table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        pattern, layer = _without_layer(name)
+        groups[pattern, tuple(parameter.shape)] += layer
+    for (pattern, shape), layers in groups.items():
+        count = math.prod(shape) * max(1, len(layers))
+        table.add_row(pattern, ranges(layers), " x ".join(map(str, shape)), f"{count:,}")
+    table.add_row("all", "", "", f"{sum(parameter.numel() for parameter in parameters.values()):,}")
+    console.print(table)
+
+
+def show_placement(name: str, rows: Sequence[Row]) -> None:
+    """The table of a LoRA placement; what is alike in several layers is one line."""
+    table = _table(f"placement {name}", "module", ("role", "layers", "rank", "parameters"))
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[_without_layer(row.module)[0], row.role, row.rank].append(row)
+    for (pattern, role, rank), some in groups.items():
+        parameters = sum(row.parameters for row in some)
+        table.add_row(pattern, role, ranges([row.layer for row in some]), str(rank), f"{parameters:,}")
+    table.add_row("all", "", "", "", f"{sum(row.parameters for row in rows):,}")
+    console.print(table)
+
+
+def _without_layer(name: str) -> tuple[str, list[int]]:
+    """A parameter's or module's name with a star for its layer, and the layer."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    if place is None:
+        return name, []
+    return ".".join([*parts[:place], "*", *parts[place + 1 :]]), [int(parts[place])]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def show_scores(result: Mapping[str, Any]) -> None:
+    """The tables of scores (a row per state of the model) and of ratios to what it is compared with.
+
+    With two models, the target by itself stands beside the target that reads what the source makes of the text.
+    """
+    metrics, stages, config = result["metrics"], list(result.get("stages", {})), result["config"]
+    reads = config["adapter"]["name"] != "none" or config["compressor"]["name"] != "none"
+    start, end = ("target alone", "through the source") if reads else ("untouched", "at the end")
+    rows = {
+        start: "baseline/",
+        "after surgery": "swap/",
+        **{f"after {stage}": f"{stage}/" for stage in stages[:-1]},
+        end: "val/",
+        f"{start}, test": "baseline/test/",
+        f"{end}, test": "test/",
+    }
+    columns = {"loss": "loss", "ppl": "perplexity", "ppl_ratio": "ratio", "bpb": "bits/byte", "accuracy": "accuracy"}
+    table = _table("scores", "model", columns.values())
+    for label, prefix in rows.items():
+        if f"{prefix}loss" in metrics:
+            table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+    console.print(table)
+    table = _table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
+    for label, name in RATIOS.items():
+        if f"val/{name}" in metrics and f"test/{name}" in metrics:
+            table.add_row(
+                label, *itertools.chain(*(_interval(metrics, f"{split}/{name}") for split in ("val", "test")))
+            )
+    console.print(table)
+
+
+def show_crossing(metrics: Mapping[str, float]) -> None:
+    """The table of a cross-model study: both models alone, every control, and the adapter, on the validation text."""
+    columns = {
+        "loss": "loss",
+        "ppl": "perplexity",
+        "bpb": "bits/byte",
+        "gap_closed": "gap closed",
+        "kl": "KL",
+        "r2": "R2",
+        "cosine": "cosine",
+        "retrieval_at_1": "retrieval",
+        "cka": "CKA",
+    }
+    names = [name.split("/")[1] for name in metrics if name.startswith("control/") and name.endswith("val/loss")]
+    rows = {"source alone": "source/", "target alone": "target/", **{name: f"control/{name}/val/" for name in names}}
+    table = _table("the target's validation text, read through the source", "states", columns.values())
+    for label, prefix in {**rows, "adapter": "val/"}.items():
+        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+    console.print(table)
+    if "communication/chance" not in metrics:
+        return
+    table = _table("questions about what the source has read", "the target gets", ("right answers", "95 %"))
+    for name in [name for name in metrics if name.startswith("communication/") and name.endswith("/accuracy")]:
+        table.add_row(name.removeprefix("communication/").removesuffix("/accuracy"), *_interval(metrics, name))
+    table.add_row("chance", _number(metrics["communication/chance"]), "")
+    console.print(table)
+
+
+def show_compression(metrics: Mapping[str, float]) -> None:
+    """The table of a compression study: the continuation after every form of the context, on the validation text."""
+    columns = {"loss": "loss", "ppl": "perplexity", "bpb": "bits/byte", "gap_closed": "kept of the text"}
+    forms = {
+        "the text": "control/text/val/",
+        "soft tokens": "val/",
+        "as many tokens of its end": "control/truncated/val/",
+        "nothing": "control/nothing/val/",
+    }
+    title = f"each soft token for {metrics['compression/ratio']:.1f} tokens"
+    table = _table(title, "continued after", columns.values())
+    for label, prefix in forms.items():
+        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+    console.print(table)
+
+
+def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table."""
+    table = _table(None, titles[0], titles[1:])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def shown_columns(lines: Sequence[Mapping[str, Any]], baselines: int) -> list[str]:
+    """The columns of a sweep's table, without margins and interval ends, which stand in the cells of others.
+
+    Bits per byte are left to the sweep's file where there is only one untouched model to compare with.
+    """
+    known = dict.fromkeys(column for line in lines for column in line)
+    left_out = ("eval s", "bits/byte") if baselines == 1 else ("eval s",)
+    return [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in left_out]
+
+
+def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
+    """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
+    columns = shown_columns(lines, len(baselines))
+    table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
+    for column in columns:
+        table.add_column(column.removesuffix(".name"), overflow="fold")
+    for label, loss in baselines.items():
+        cells = {**dict.fromkeys(columns, ""), "loss": f"{loss:.4f}", "perplexity": f"{math.exp(loss):.4f}"}
+        table.add_row(*(cells | {columns[0]: f"untouched {label}"}).values())
+    for line in lines:
+        table.add_row(*(cell(line, column) for column in columns))
+    console.print(table)
+
+
+def cell(line: Mapping[str, Any], title: str) -> str:
+    """A value of a sweep's table, with its confidence interval where it has one."""
+    value = line.get(title, "")
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    text = _four_digits(value)
+    if f"{title} +-" in line:
+        text += f" +- {line[title + ' +-']:.2g}"
+    if f"{title}, low" in line:
+        low, high = line[f"{title}, low"], line[f"{title}, high"]
+        text += f" ({low:.4f} - {high:.4f})" if math.isfinite(high) else f" ({NO_INTERVAL})"
+    return text
+
+
+def _four_digits(value: float) -> str:
+    if abs(value) >= 1000 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
+
+
+NO_INTERVAL = "none: one document"
+RATIOS = {
+    "the untouched model": "ppl_ratio",
+    "the unmodified model, same training": "ppl_ratio_control",
+    "standard attention from random weights": "ppl_ratio_standard",
+}
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> tuple[str, str]:
+    """A value and its confidence interval. One document (or question) has none: it says nothing about others."""
+    if f"{name}_low" not in metrics:
+        return _number(metrics[name]), NO_INTERVAL
+    return _number(metrics[name]), f"{_number(metrics[name + '_low'])} - {_number(metrics[name + '_high'])}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _table(title: str | None, first: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

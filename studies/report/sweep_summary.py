@@ -1,0 +1,72 @@
+"""The summary of a sweep: tables, files and figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from studies.report.sweep_table import (
+    LEARNING_RATE,
+    Run,
+    Setting,
+    by_everything_but,
+    flat_config,
+    group,
+    summary_table,
+    untouched_losses,
+    varied_keys,
+)
+from studies.run.files import write_text
+from studies.run.jobs import failures, sweep_runs
+from studies.run.results import readable
+
+
+def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
+    from studies.progress import show_folder
+    from studies.report.display import show_failures, show_settings
+    from studies.report.figures import plot_pareto
+    from studies.run.mlflow_run import log_sweep
+
+    runs = list(readable(sweep_runs(folder)))
+    settings = group(runs)
+    finished = [setting for setting in settings if setting.runs]
+    table, baselines = summary_table(settings), untouched_losses(runs)
+    tables = {"the sweep, by validation loss": table}
+    alike = by_everything_but(LEARNING_RATE, table).values()
+    if any(len(some) > 1 for some in alike):
+        tables["each at its best learning rate"] = [some[0] for some in alike]
+    for title, lines in tables.items():
+        if lines:
+            show_settings(title, lines, baselines)
+    _write_csv(runs, folder / "summary.csv")
+    failed = failures(folder)
+    write_text(folder / "summary.json", json.dumps({"untouched": baselines, **tables, "failed": failed}, indent=2))
+    if len(finished) > 1:
+        for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
+            points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
+            if len({cost for cost, *_ in points.values()}) > 1:
+                plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
+    log_sweep(cfg, folder)
+    show_failures(failed)
+    show_folder(folder)
+
+
+def _point(setting: Setting, metric: str) -> tuple[float, float, float]:
+    return setting.mean(metric) or 0.0, setting.mean("val/loss"), setting.margin("val/loss") or 0.0
+
+
+def _write_csv(runs: Iterable[Run], file: Path) -> None:
+    runs = list(runs)
+    configs = [flat_config(result["config"]) for _, result in runs]
+    keys = varied_keys(configs)
+    metrics = list(dict.fromkeys(name for _, result in runs for name in result["metrics"]))
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["run", "status", *keys, *metrics])
+        for (path, result), config in zip(runs, configs, strict=True):
+            values = [result["metrics"].get(name, "") for name in metrics]
+            writer.writerow([path.name, result["status"], *(config.get(key, "") for key in keys), *values])

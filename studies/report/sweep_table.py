@@ -1,0 +1,203 @@
+"""The settings of a sweep: means and margins over seeds, and which is best by how much."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from registries.registry import UserError
+from studies.run.ratios import CONFIDENCE, ppl_ratio
+
+ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
+# Title -> metric of the table's columns; those that no run has are left out.
+COLUMNS = {
+    "loss": "val/loss",
+    "perplexity": "val/ppl",
+    "bits/byte": "val/bpb",
+    "over untouched": "val/ppl_ratio",
+    "over the control": "val/ppl_ratio_control",
+    "test loss": "test/loss",
+    "gap closed": "val/gap_closed",
+    "R2": "val/r2",
+    "CKA": "val/cka",
+    "tokens in one": "compression/ratio",
+    "loss, text": "control/text/val/loss",
+    "loss, last tokens": "control/truncated/val/loss",
+    "loss, nothing": "control/nothing/val/loss",
+    **{f"right, {name}": f"communication/{name}/accuracy" for name in ANSWERED},
+    "trained": "params/trainable",
+    "train s": "time/train_s",
+    "eval s": "time/eval_s",
+    "tokens/s": "throughput/train_tokens_per_s",
+    "MB": "memory/peak_mb",
+}
+WITH_INTERVAL = ("gap closed", "right, states")
+LEARNING_RATE = "optimizer.lr"
+Run = tuple[Path, Mapping[str, Any]]  # a run's folder and the content of its `result.json`
+
+
+@dataclass
+class Setting:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        values: what this setting has of the keys that vary in the sweep, as text.
+        runs: finished runs.
+        others: status of the runs that did not finish.
+    """
+
+    values: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def metric(self, name: str) -> list[float]:
+        """The metric of every finished run that has it."""
+        return [result["metrics"][name] for _, result in self.runs if name in result["metrics"]]
+
+    def mean(self, name: str) -> float | None:
+        """Mean over seeds."""
+        values = self.metric(name)
+        return fmean(values) if values else None
+
+    def margin(self, name: str) -> float | None:
+        """Half the 95 % confidence interval of the mean over seeds, by Student's t; None for one seed."""
+        from scipy.stats import t
+
+        values = self.metric(name)
+        if len(values) < 2:
+            return None
+        return t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+    def label(self) -> str:
+        return ", ".join(value for value in self.values.values() if value) or "all"
+
+
+def newest(runs: Iterable[Run]) -> list[Run]:
+    """Of runs of the same config the newest; they come newest first."""
+    from studies.run.fingerprint import relevant
+
+    by_config: dict[str, Run] = {}
+    for run in runs:
+        by_config.setdefault(json.dumps(relevant(run[1]["config"]), sort_keys=True), run)
+    return list(by_config.values())
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's result, flat; the stages of its recovery under `recovery`, by name."""
+    from studies.config.flat import flatten
+    from studies.run.fingerprint import relevant
+
+    kept = relevant(config)
+    return flatten(kept) | ({"recovery": " + ".join(kept["recovery"]) or "none"} if "recovery" in kept else {})
+
+
+def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of flat configs in which two that have the key differ.
+
+    Without those that only follow from the option that was chosen for their group (`adapter=lora` has another rate than
+    `adapter=linear`), unless an option was tried with several values.
+    """
+    values, by_option = defaultdict(set), defaultdict(set)
+    for config in configs:
+        for key, value in config.items():
+            values[key].add(str(value))
+            by_option[key, str(config.get(f"{key.split('.')[0]}.name"))].add(str(value))
+    chosen = {key for (key, _), some in by_option.items() if len(some) > 1 or key.endswith(".name")}
+    return sorted(key for key, some in values.items() if len(some) > 1 and (key in chosen or "." not in key))
+
+
+def group(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of a sweep, best first: by mean validation loss, or bits per byte where tokens are not the same."""
+    configs = [flat_config(result["config"]) for _, result in runs]
+    keys = [key for key in varied_keys(configs) if key != "seed"]
+    settings: dict[tuple[str, ...], Setting] = {}
+    for (path, result), config in zip(runs, configs, strict=True):
+        values = {key: str(config.get(key, "")) for key in keys}
+        setting = settings.setdefault(tuple(values.values()), Setting(values))
+        if result["status"] in ("finished", "skipped"):
+            setting.runs.append((path, result))
+        else:
+            setting.others.append(result["status"])
+    # Losses per token do not compare where tokens are not the same.
+    counts = {json.dumps(_scored_text(result)) for _, result in runs}
+    metric = "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
+    value = lambda setting: setting.mean(metric)  # noqa: E731
+    return sorted(settings.values(), key=lambda setting: math.inf if value(setting) is None else value(setting))
+
+
+def _scored_text(result: Mapping[str, Any]) -> Any:
+    """Blocks, tokens and bytes of a run's validation text, which are the same for the same text and tokenizer."""
+    return result["dataset"].get("validation")
+
+
+def _has(run: Run, metric: str) -> bool:
+    """Whether a run has a metric, or did not come so far."""
+    return metric in run[1]["metrics"] or run[1]["status"] not in ("finished", "skipped")
+
+
+def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """A line for each setting: its values, seeds, means and margins, and the ratio of its perplexity to the best's."""
+    best = next((setting for setting in settings if setting.runs), None)
+    lines = []
+    for setting in settings:
+        line = dict(setting.values) | {"seeds": len(setting.runs)}
+        if setting.others:
+            line["not finished"] = ", ".join(setting.others)
+        for title, metric in COLUMNS.items():
+            if setting.mean(metric) is not None:
+                line[title] = setting.mean(metric)
+                if metric.endswith("loss") and setting.margin(metric) is not None:
+                    line[f"{title} +-"] = setting.margin(metric)
+                if title in WITH_INTERVAL and len(setting.runs) == 1:  # over documents, or questions
+                    for end in ("low", "high"):
+                        line |= {f"{title}, {end}": value for value in setting.metric(f"{metric}_{end}")}
+        if setting.runs and best is not setting:
+            line |= _over(setting, best)
+        lines.append(line)
+    return lines
+
+
+def by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
+    """Lines by all that they vary in, except for one key; in order."""
+    others = [name for name in (lines[0] if lines else ()) if "." in name and name != key]
+    found = defaultdict(list)
+    if lines and key in lines[0]:
+        for line in lines:
+            found[tuple(line[name] for name in others)].append(line)
+    return found
+
+
+def _over(setting: Setting, best: Setting) -> dict[str, float]:
+    """The ratio of perplexities on the same documents, with its interval; nothing where they differ."""
+    if _scored_text(setting.runs[0][1]) != _scored_text(best.runs[0][1]):
+        return {}
+    try:
+        ratio = ppl_ratio(_documents(setting), _documents(best))
+    except UserError:  # other data: they do not compare
+        return {}
+    return {"over the best": ratio.value, "over the best, low": ratio.low, "over the best, high": ratio.high}
+
+
+def _documents(setting: Setting) -> list[tuple[float, int]]:
+    """The documents' validation scores, averaged over seeds."""
+    from studies.run.scores import read_documents
+
+    by_seed = [read_documents(path, "val/") for path, _ in setting.runs]
+    if len({tuple(count for _, count in documents) for documents in by_seed}) > 1:
+        raise UserError("the seeds were not scored on the same documents")
+    return [(fmean(nll for nll, _ in document), document[0][1]) for document in zip(*by_seed, strict=True)]
+
+
+def untouched_losses(runs: Sequence[Run]) -> dict[str, float]:
+    """Label -> validation loss of the untouched models of a sweep."""
+    found = {}
+    for _, result in runs:
+        if "loss" in result["baseline"]:
+            found[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
+    return found

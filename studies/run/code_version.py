@@ -1,0 +1,139 @@
+"""The code that a number depends on, by what it does: comments, docstrings and layout do not count."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from registries.plugins import plugin_names
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that compute
+
+# Group of the config -> the package of its components, which count where the group has one.
+COMPONENTS = {
+    "replacement": "registries/attention",
+    "placement": "registries/placements",
+    "adapter": "registries/adapters",
+    "compressor": "registries/compressors",
+}
+# What computes with a model, whatever is done to it. Datasets are left out: their tokens count themselves.
+MODELS = ("registries", "lightning_modules", "data_modules")
+LEFT_OUT = ("data_modules/datasets", *COMPONENTS.values())
+# What decides which numbers a run measures; the other files of `studies` show, keep or start them.
+STUDIES = (
+    "train.py",
+    "studies/steps.py",
+    "studies/stage_training.py",
+    "studies/one_model.py",
+    "studies/two_models.py",
+    "studies/crossing.py",
+    "studies/communication.py",
+    "studies/soft_tokens.py",
+    "studies/controls.py",
+    "studies/run/ratios.py",
+    "studies/run/samples_file.py",
+    "studies/run/scores.py",
+)
+
+
+def model_code(cfg: Mapping[str, Any], root: Path = ROOT) -> str:
+    """Hash of what computes the numbers of an untouched model: this project's code, plugins and libraries."""
+    return _hash(tuple(_model_files(root)), tuple(cfg["plugins"] or ()))
+
+
+def run_code(cfg: Mapping[str, Any], root: Path = ROOT) -> str:
+    """Hash of what computes the numbers of a run: as `model_code`, with the studies and the components that it uses."""
+    folders = [folder for group, folder in COMPONENTS.items() if cfg[group]["name"] != "none"]
+    files = [root / file for file in STUDIES] + [file for folder in folders for file in (root / folder).rglob("*.py")]
+    return _hash((*_model_files(root), *files), tuple(cfg["plugins"] or ()))
+
+
+def _model_files(root: Path) -> Iterator[Path]:
+    for package in MODELS:
+        for file in (root / package).rglob("*.py"):
+            left_out = any(file.is_relative_to(root / folder) for folder in LEFT_OUT)
+            if not left_out or file.name == "__init__.py":
+                yield file
+
+
+def _hash(files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
+    everything = {*files, *plugin_files([*plugin_names(), *plugins])}
+    state = sorted((file.parent.name, file.name, _meaning(file)) for file in everything)
+    libraries = {name: version(name) for name in LIBRARIES}
+    return hashlib.sha256(json.dumps([state, libraries]).encode()).hexdigest()[:16]
+
+
+@cache
+def _meaning(file: Path) -> str:
+    """Hash of what a source file does; as it was first seen, since what was imported is what runs in this process."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def plugin_files(modules: Sequence[str]) -> set[Path]:
+    """The source files of plugins and of what they import of their own: not this project's, and no library's."""
+    own = {name.partition(".")[0]: True for name in modules}  # top-level module -> whether it is a plugin's
+    files, waiting = set(), list(modules)
+    while waiting:
+        name = waiting.pop()
+        top = name.partition(".")[0]
+        if top not in own:
+            own[top] = _is_own(top)
+        file = _source(name) if own[top] else None
+        if file is None or file in files:
+            continue
+        files.add(file)
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imports(file, package)
+    return files
+
+
+def _source(name: str) -> Path | None:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError, AttributeError):  # an attribute of a module, not a module
+        return None
+    origin = Path(spec.origin) if spec is not None and spec.origin else None
+    return origin.resolve() if origin is not None and origin.suffix == ".py" else None
+
+
+def _is_own(top: str) -> bool:
+    """Whether a top-level module is neither this project's nor a library's."""
+    if top in (*MODELS, "studies") or top in sys.stdlib_module_names:
+        return False
+    file = _source(top)
+    libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
+    return file is not None and not any(map(file.is_relative_to, libraries))
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """The names of modules that a file may import, with the packages that they are in."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+            base = base if node.level else node.module
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))

@@ -1,0 +1,89 @@
+"""What makes two runs the same: the config as far as it matters, the weights, the data, and the code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from data_modules.tokens import tokenizer_fingerprint
+from lightning_modules.hidden_states.frozen_states import model_identity
+from lightning_modules.options import build_source
+from registries.models.pretrained import PretrainedModel
+from studies.run.code_version import model_code, run_code
+
+LIBRARIES = ("torch", "transformers", "lightning", "peft", "datasets", "mlflow", "hydra-core")
+
+# Where and how a run is done, but not what it computes.
+IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "output_dir", "cache_dir"}
+IRRELEVANT |= {"plugins"}  # their code counts
+IRRELEVANT |= {"activations", "experiment", "size"}  # caching changes no result; the values that the others set count
+IRRELEVANT_IN = {
+    "trainer": {
+        "name",
+        "devices",
+        "accelerator",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "checkpoint_every_n_steps",
+        "profiler",
+    },
+    "dataset": {"num_workers", "path"},
+}
+# What these name counts by its content; tables still show them.
+BY_CONTENT = {"model": ("path", "revision", "tokenizer"), "source": ("path", "revision", "tokenizer")}
+
+
+def relevant(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides what is computed."""
+    kept = {key: value for key, value in cfg.items() if key not in IRRELEVANT}
+    for group, keys in IRRELEVANT_IN.items():
+        kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
+    return kept
+
+
+def fingerprint(cfg: Mapping[str, Any], data_sha256: str) -> str:
+    """Sixteen hexadecimal digits that two runs share if they compute the same."""
+    named, recovery = relevant(cfg), cfg["recovery"] or {}
+    for group, keys in BY_CONTENT.items():
+        named[group] = {key: value for key, value in named[group].items() if key not in keys}
+    content = {which: _identity(build_source(cfg, which)) for which in BY_CONTENT if cfg[which]["name"] != "none"}
+    named["recovery"] = [[name, {**keys, "teacher": None}] for name, keys in recovery.items()]  # their order counts
+    teachers = {name: keys["teacher"] for name, keys in recovery.items() if keys.get("teacher")}
+    content |= {f"teacher of {name}": PretrainedModel(path).identity() for name, path in teachers.items()}
+    text = json.dumps([named, content, data_sha256, run_code(cfg)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity(source: Any) -> str:
+    """What tells the weights of a model's source from others; of one that does not say it, its config."""
+    return source.identity() if hasattr(source, "identity") else json.dumps(source.config(), sort_keys=True)
+
+
+def model_account(model: Any, tokenizer: Any, cfg: Mapping[str, Any], changed: bool = False) -> dict[str, Any]:
+    """What the numbers of a model depend on beside its input: weights, config, tokenizer, precision and code.
+
+    Every cached score, sample and activation is named by this, and by what went in.
+
+    Args:
+        model: as it is now.
+        changed: whether it was operated on or trained, so that the code of components counts, and what they were told.
+    """
+    changes = {key: cfg[key] for key in ("replacement", "placement")} if changed else {}
+    return {
+        **model_identity(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "precision": cfg["trainer"]["precision"],
+        "code": run_code(cfg) if changed else model_code(cfg),
+        "changes": changes,
+    }
+
+
+def versions(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The versions that a result depends on."""
+    import platform
+
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"graftlab": run_code(cfg), "python": platform.python_version(), **libraries}

@@ -1,0 +1,193 @@
+"""Opens, resumes and closes runs: folder, heartbeat, tracking and status, whatever happens inside."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
+from registries.models.pretrained import lacks_memory
+from registries.partial_files import clear_partial_files
+from registries.registry import UserError
+from studies.config.flat import flatten
+from studies.run.curves import CurveFile
+from studies.run.files import disk_error, make_folder, write_text
+from studies.run.fingerprint import fingerprint, relevant, versions
+from studies.run.heartbeat import Heartbeat
+from studies.run.mlflow_run import open_tracking
+from studies.run.results import UNFINISHED, at_work, find_run, worker
+from studies.run.run_folder import RunFolder, clear_leftovers
+
+TRACEBACK = "traceback.txt"
+
+
+@dataclass
+class Record:
+    """What a running study writes to.
+
+    Attributes:
+        folder: its folder; `folder.result` is what will be in `result.json`.
+        loggers: of Lightning's trainers.
+        heartbeat: samples memory.
+    """
+
+    folder: RunFolder
+    loggers: list[Any] = field(default_factory=list)
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.folder.result["metrics"]
+
+
+def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
+    """The folder that this config's run goes on in: a new one, or what `resume` or `skip_finished` say.
+
+    Raises:
+        UserError: `resume` names a folder of another config.
+    """
+    output_dir, mark = Path(cfg["output_dir"]), fingerprint(cfg, dataset["sha256"])
+    try:
+        make_folder(output_dir)
+        lock = FileLock(output_dir / "runs.lock")  # of several processes, one at a time chooses a run and marks it
+        lock.acquire()
+    except OSError as error:
+        raise disk_error(error, output_dir / "runs.lock") from error
+    try:
+        _clear_once(output_dir, Path(cfg["cache_dir"]).expanduser())
+        return _choose(cfg, dict(dataset), mark)
+    finally:
+        lock.release()
+
+
+@lru_cache(maxsize=8)
+def _clear_once(output_dir: Path, cache_dir: Path) -> None:
+    """Remove what killed processes have left, at the first run of this process."""
+    clear_leftovers(output_dir)
+    with suppress(OSError):  # a cache that is read-only is used as it is
+        clear_partial_files((cache_dir / "scores").glob("*.part*"))
+
+
+def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFolder:
+    """The folder of the run, marked as the work of this process."""
+    output_dir, about = Path(cfg["output_dir"]), {"config": cfg, "fingerprint": mark, "dataset": dataset}
+    about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
+    path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
+    if path is not None:
+        folder = RunFolder.open(path)
+        folder.result = {**about, **folder.result, "status": "skipped"}
+        return folder
+    if cfg["resume"] == "auto":
+        path = find_run(output_dir, mark, UNFINISHED)
+    elif cfg["resume"] != "never":
+        path = Path(cfg["resume"])
+        result = RunFolder.open(path).result
+        _require_same(result, cfg, mark)
+        if at_work(result):
+            raise UserError(f"resume={path} is still at work, {worker(path, result)}")
+    if path is not None:
+        folder = RunFolder.open(path)
+        folder.result = {**about, **folder.result}  # what its file lacks is the same for the same fingerprint
+        if folder.result["status"] != "finished":
+            folder.result["status"] = "running"
+            folder.write()
+        return folder
+    folder = RunFolder.create(output_dir, f"{_model_label(cfg['model'])}-{_operations(cfg)}", **about)
+    write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))
+    return folder
+
+
+def _model_label(model: Mapping[str, Any]) -> str:
+    """The model's name, or that of the folder or hub repository that was given in its place."""
+    return Path(model.get("path") or model["name"]).name
+
+
+def _operations(cfg: Mapping[str, Any]) -> str:
+    """What is done to the model, in a word or two."""
+    names = [cfg[group]["name"] for group in ("replacement", "placement", "adapter", "compressor")]
+    if cfg["source"]["name"] != "none":
+        names.append(f"from-{_model_label(cfg['source'])}")
+    return "-".join(name for name in names if name != "none") or "none"
+
+
+def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:
+    if result.get("fingerprint") == mark:
+        return
+    if "config" not in result:
+        raise UserError(f"resume={cfg['resume']}: its result.json is damaged: it has no 'config'; use resume=never")
+    old, new = flatten(relevant(result["config"])), flatten(relevant(cfg))
+    changed = [
+        f"{key}={old.get(key)} there, {new.get(key)} here"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    why = "; ".join(changed) or "its data or the code have changed since"
+    raise UserError(f"resume={cfg['resume']} is a run of another config: {why}. Use its config, or resume=never")
+
+
+@contextmanager
+def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
+    """Run a study's body; its end, good or bad, is written to the folder and to the tracking store.
+
+    Raises:
+        Interrupted: the process was asked to stop, also where that came out of the body as another error.
+    """
+    record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
+    result = folder.result
+    with stoppable():
+        try:
+            stop_if_requested()
+            with Heartbeat(folder) as record.heartbeat:  # first, since a store may take its time to answer
+                tracker = open_tracking(cfg["tracking"], folder.path, Path(cfg["output_dir"]))
+                if tracker is not None:
+                    record.loggers.append(tracker)
+                folder.write()
+                yield record
+            stop_if_requested()
+            status = "finished"
+            result.pop("error", None)
+            (folder.path / TRACEBACK).unlink(missing_ok=True)
+        except BaseException as error:
+            told = _outcome(error, folder)
+            status = status_of(told)
+            result["error"] = f"{type(told).__name__}: {told}"
+            if status != "killed" and not isinstance(told, UserError):
+                with suppress(UserError):  # of a full disk, which must not take the place of what went wrong
+                    write_text(folder.path / TRACEBACK, traceback.format_exc())
+            if told is not error:
+                raise told from error
+            raise
+        finally:
+            with deferred():  # a second signal ends this too
+                result["status"] = status
+                folder.write()
+                if tracker is not None:
+                    tracker.close(folder)
+        stop_if_requested()  # while that was written
+
+
+def _outcome(error: BaseException, folder: RunFolder) -> BaseException:
+    """What an error of a study's body is to be told as."""
+    if requested() is not None:
+        stop = error if isinstance(error, Interrupted) else Interrupted(requested())
+        return Interrupted(stop.number, f"{stop}: continue with resume=auto")
+    return disk_error(error, folder.path / "checkpoints") if isinstance(error, OSError) else error
+
+
+def status_of(error: BaseException) -> str:
+    """`oom`, `nan`, `killed` or `failed`."""
+    from lightning_modules.causal_lm import NonFiniteLoss
+
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "killed"
+    if isinstance(error, NonFiniteLoss):
+        return "nan"
+    return "oom" if lacks_memory(error) else "failed"

@@ -1,0 +1,132 @@
+"""What all studies share: baseline, surgery and its checks, training stage by stage, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_modules.data_module import BlockDataModule
+from data_modules.tensor_files import save_weights
+from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.load import operate, workspace
+from lightning_modules.preflight import check, exact_logits, require
+from lightning_modules.surgery.lora import plain_weights
+from lightning_modules.surgery.peft_folder import save_adapter
+from lightning_modules.surgery.replaced_attention import bias_range
+from lightning_modules.training.stage_plan import build_stages
+from lightning_modules.weights import ADAPTER_FOLDER, TRAINED_WEIGHTS
+from studies.progress import say
+from studies.report.figures import plot_losses
+from studies.run.code_version import run_code
+from studies.run.curves import read_curves
+from studies.run.placement_table import record_placement
+from studies.run.recording import Record
+from studies.run.scores import SPLITS, Scores, cached_scores, score, scoring
+from studies.stage_training import train_stage
+
+
+def score_baseline(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+) -> dict[str, Scores]:
+    """The scores of the untouched model on validation and test; from the cache where they are known."""
+    baselines = {}
+    for prefix, split in SPLITS.items():
+        key = ["score", identity, scoring(module, data, split)]
+
+        def compute(split: str = split) -> Scores:
+            say(f"scoring the untouched model on {split}")
+            return score(cfg, module, data, split)
+
+        scores = baselines[prefix] = cached_scores(cfg["cache_dir"], key, compute)
+        machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
+        baseline = {f"{prefix}{name}": value for name, value in {**scores.metrics, **machine}.items()}
+        record.folder.result["baseline"] |= baseline
+        scores.record(record, f"baseline/{prefix}")
+    return baselines
+
+
+def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
+    """Operate, check what the operation claims, and score what was replaced before any training."""
+    if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
+        return
+    if cfg["preflight"]:
+        before = exact_logits(module.model)
+    operate(module, cfg, data)
+    surgery, placement = module.surgery, module.placement
+    if surgery is not None:
+        say(f"replaced the attention of layers {surgery.layers} by {cfg['replacement']['name']}")
+        for note in surgery.notes:
+            say(note)
+        record.folder.result["layers"], record.folder.result["notes"] = surgery.layers, surgery.notes
+        spread = bias_range(module.model, surgery.layers, data.settings.block_size)
+        if spread is not None:
+            record.folder.record(**{"replacement/bias_range": spread})
+    if placement is not None:
+        record_placement(record, cfg["placement"]["name"], placement)
+    if cfg["preflight"]:
+        results = check(module.model, before if surgery is None or surgery.keeps_function else None)
+        record.folder.result["preflight"] = results
+        record.folder.write()
+        require(results)
+    if surgery is not None and "swap/loss" not in record.metrics:
+        say("scoring after surgery, before training")
+        score(cfg, module, data, "validation").record(record, "swap/")
+
+
+def recover(
+    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Train the stages of the config, score between them, and save what they trained.
+
+    Returns:
+        The names of the stages, and name -> parameter of what was trained.
+    """
+    rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
+    stages = build_stages(cfg, workspace(module, cfg, run_code(cfg), identity=identity, **rows))
+    trained: set[int] = set()
+    for name, stage in stages.items():
+        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+        last = name == list(stages)[-1]  # its score is the final one
+        if not last and f"{name}/loss" not in record.metrics:
+            say(f"scoring after {name}")
+            score(cfg, module, data, "validation").record(record, f"{name}/")
+    # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
+    parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
+    if parameters:
+        _save_trained(cfg, module, record, parameters)
+    return list(stages), parameters
+
+
+def _save_trained(cfg: Mapping[str, Any], module: CausalLMModule, record: Record, trained: Mapping[str, Any]) -> None:
+    """Save the trained weights; placed LoRA as a folder that PEFT loads."""
+    if module.placement is not None:
+        base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
+        save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
+        trained = plain_weights(module.model, module.placement, trained)
+    save_weights(trained, record.folder.path / TRAINED_WEIGHTS)
+
+
+def record_costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], speed: Scores) -> None:
+    """Record parameters, time, throughput and memory."""
+    done = record.folder.result.get("stages", {})
+    costs = {
+        "params/trainable": sum(parameter.numel() for parameter in trained.values()),
+        "params/total": sum(parameter.numel() for parameter in module.model.parameters()),
+        **({"params/lora": sum(row.parameters for row in module.placement.rows)} if module.placement else {}),
+        "time/eval_s": speed.seconds,
+        "throughput/eval_tokens_per_s": speed.tokens_per_s,
+        "time/train_s": sum(stage["seconds"] for stage in done.values()),
+        "memory/peak_mb": max(record.heartbeat.peak_mb(), record.metrics.get("memory/peak_mb", 0.0)),
+    }
+    for name, stage in done.items():
+        label = "train" if name == "next_token" else name
+        costs[f"throughput/{label}_tokens_per_s"] = stage["tokens_per_s"]
+    record.folder.record(**costs)
+
+
+def plot_curves(record: Record, stages: list[str]) -> None:
+    """The training curves, with the losses of the model's states as levels."""
+    names = ("baseline", "swap", *stages[:-1], "val")
+    levels = {name: record.metrics[f"{name}/loss"] for name in names if f"{name}/loss" in record.metrics}
+    curves = {name: points for name, points in read_curves(record.folder.path).items() if name.endswith("/loss")}
+    plot_losses(curves, levels, record.folder.path / "figures" / "loss.png")

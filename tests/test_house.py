@@ -73,7 +73,7 @@ def test_files_have_names_of_their_own():
 
 
 def test_public_classes_and_functions_have_names_of_their_own():
-    """Those of entry points and tools, which users type (`main`, `compose`), and what packages hand on, are left out."""
+    """Those that users type (`main`, `compose`) and those that packages hand on are left out."""
     places = defaultdict(list)
     for module, file in MODULES.items():
         if module in ("train", "score") or file.name == "__init__.py":

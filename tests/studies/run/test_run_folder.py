@@ -207,7 +207,7 @@ def test_what_killed_processes_left_is_removed(tmp_path, ended_process):
         (folder.path / name).write_text("{")
     (runs / "half" / names[ended_process]).write_text("{")
     os.utime(folder.path / "last.partial", (1000, 1000))  # of a version that named no process
-    run_folder_module.clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path)
     assert sorted(path.name for path in runs.iterdir()) == sorted(["a user's", folder.path.name])
     left = {path.name for path in folder.path.rglob("*.partial")}
     assert left == {names[os.getppid()], ".result.json.1-1-elsewhere.partial"}

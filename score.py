@@ -21,7 +21,7 @@ def score(cfg: Any) -> dict[str, Any]:
     """
     from data_modules import build_data_module
     from lightning_modules.load import load_language_model, load_module
-    from lightning_modules.options import build_source, plain
+    from lightning_modules.options import model_loader, plain
     from lightning_modules.training.trainer import evaluate
     from lightning_modules.two_models.bridge_assembly import require_data
     from lightning_modules.two_models.cross_model import require_one_model
@@ -35,7 +35,7 @@ def score(cfg: Any) -> dict[str, Any]:
         if cfg["dataset"]["start_token"] == "auto":
             cfg["dataset"]["start_token"] = module.start_token  # as in the run
     else:
-        source = build_source(cfg)
+        source = model_loader(cfg)
         tokenizer = source.tokenizer()
     if cfg["prompt"] is not None:
         module = module or load_language_model(cfg, source, tokenizer)

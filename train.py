@@ -44,7 +44,7 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     from lightning import seed_everything
 
     from data_modules import build_data_module
-    from lightning_modules.options import build_source
+    from lightning_modules.options import model_loader
     from lightning_modules.processes import from_first, is_first
     from studies.controls import record_ratios
     from studies.progress import say
@@ -58,7 +58,7 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
     else:
         from studies.one_model import study
     seed_everything(cfg["seed"], workers=True, verbose=False)
-    source = build_source(cfg)
+    source = model_loader(cfg)
     tokenizer = source.tokenizer()
     data = build_data_module(cfg, tokenizer)
     folder = from_first(lambda: open_run(cfg, data.describe()))

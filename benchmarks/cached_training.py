@@ -20,7 +20,7 @@ import torch
 import train
 from data_modules import build_data_module
 from lightning_modules.load import load_language_model, operate, workspace
-from lightning_modules.options import build_source
+from lightning_modules.options import model_loader
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Stage
 
@@ -61,7 +61,7 @@ class _Side:
         overrides = ["replacement=toroidal", f"replacement.layers=[{layer}]", *arguments.overrides]
         cfg = train.compose([*overrides, f"activations.cache={str(cached).lower()}"])
         cfg.cache_dir, cache_dir = tempfile.mkdtemp(), cfg.cache_dir
-        source = build_source({**cfg, "cache_dir": cache_dir})
+        source = model_loader({**cfg, "cache_dir": cache_dir})
         self.module = load_language_model(cfg, source, source.tokenizer())
         operate(self.module, cfg)
         data = build_data_module({**cfg, "cache_dir": cache_dir}, source.tokenizer())

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 import train
 from data_modules import build_data_module
 from lightning_modules.load import load_language_model, operate, workspace
-from lightning_modules.options import build_source
+from lightning_modules.options import model_loader
 from lightning_modules.options import plain as plain_config
 from lightning_modules.training.stage_plan import build_stages
 from lightning_modules.training.trainer import fit
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _module(cfg: Any) -> tuple[Any, Any]:
-    source = build_source(cfg)
+    source = model_loader(cfg)
     tokenizer = source.tokenizer()
     module, data = load_language_model(cfg, source, tokenizer), build_data_module(cfg, tokenizer)
     operate(module, cfg, data)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data_modules.caches.token_cache import cached
+from data_modules.caches.token_cache import cached_tensors
 from data_modules.documents import Document, Stream
 from data_modules.encoding import encode_texts
 
@@ -64,7 +64,7 @@ def tokenize(
         purpose, read, limit = [document.text for document in documents], lambda: iter(documents), None
     key = hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), purpose]).encode()).hexdigest()
     folder = Path(cache_dir).expanduser() / "tokens"
-    return Tokens(**cached(folder / f"{key}.safetensors", lambda: _tokenize(read(), tokenizer, limit)))
+    return Tokens(**cached_tensors(folder / f"{key}.safetensors", lambda: _tokenize(read(), tokenizer, limit)))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

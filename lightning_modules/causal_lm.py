@@ -23,7 +23,7 @@ from lightning_modules.stages.stage import Stage, blocks_per_pass
 from lightning_modules.surgery.lora import Placed, train_dropouts
 from lightning_modules.surgery.replaced_attention import Surgery
 from lightning_modules.surgery.trained_parameters import thaw
-from lightning_modules.surgery.twins import part, twin
+from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
 from registries.registry import defaults
@@ -116,7 +116,7 @@ class CausalLMModule(LightningModule):
         if not parameters:
             raise UserError(f"stage {name!r} has nothing to train: no layer is replaced and model.freeze is true")
         self.stage, self.stage_name = stage, name
-        part(self.original, parameters.values())
+        separate(self.original, parameters.values())
         thaw(self.model, parameters)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -204,10 +204,10 @@ class CausalLMModule(LightningModule):
         labels = scored_labels(batch)
         nll = token_nll(logits, labels)
         self.scores["all"].update(logits, labels, nll)
-        places = batch.get("position_ids", torch.arange(labels.shape[1], device=labels.device).expand_as(labels))
+        positions = batch.get("position_ids", torch.arange(labels.shape[1], device=labels.device).expand_as(labels))
         for name, targets in self.position_groups.items():
             start, stop, _ = targets.indices(2**31)  # target i is token i + 1
-            inside = (places > start) & (places <= stop)
+            inside = (positions > start) & (positions <= stop)
             self.scores[name].update(logits, labels.masked_fill(~inside, IGNORED))
         return nll
 

@@ -51,5 +51,5 @@ def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """(batch, length): the places of tokens among those that a mask (batch, length) leaves."""
+    """(batch, length): the positions of tokens among those that a mask (batch, length) leaves."""
     return (mask.cumsum(1) - 1).clamp(min=0)

@@ -20,8 +20,8 @@ from lightning_modules.length_guard import guard_length
 from lightning_modules.nll import IGNORED
 from lightning_modules.options import (
     activation_cache,
-    build_source,
     exchanged,
+    model_loader,
     placement_arguments,
     placement_options,
     plain,
@@ -33,14 +33,14 @@ from lightning_modules.saved_run import read_run
 from lightning_modules.soft_tokens.compression import CompressionModule
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.surgery.layer_scores import measure_scores
-from lightning_modules.surgery.lora import place
-from lightning_modules.surgery.peft_folder import load_adapter
+from lightning_modules.surgery.lora import place_lora
+from lightning_modules.surgery.peft_folder import load_lora_folder
 from lightning_modules.surgery.replaced_attention import replace_attention
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.stage_plan import build_stages, recovery_plan
 from lightning_modules.two_models.cross_model import CrossModelModule
-from lightning_modules.weights import ADAPTER_FOLDER, BRIDGE_WEIGHTS, TRAINED_WEIGHTS, restore
+from lightning_modules.weights import BRIDGE_WEIGHTS, LORA_FOLDER, TRAINED_WEIGHTS, restore
 from registries import PLACEMENTS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
@@ -131,9 +131,9 @@ def _place(module: CausalLMModule, cfg: Mapping[str, Any], data: BlockDataModule
     rows = PLACEMENTS.build(name, model=model, **arguments)
     shared = split(cfg["placement"], placement_options)[0]
     if shared["init"] in CHANGES_WEIGHTS:
-        part(module.original, [model.get_submodule(row.module).weight for row in rows])
+        separate(module.original, [model.get_submodule(row.module).weight for row in rows])
     torch.manual_seed(cfg["seed"])
-    placed = place(model, rows, **shared, batches=training_batches, loss=_mean_loss)
+    placed = place_lora(model, rows, **shared, batches=training_batches, loss=_mean_loss)
     module.placement = replace(placed, scores=scores)
 
 
@@ -146,7 +146,7 @@ def _mean_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tor
 def build_module(cfg: Any) -> CausalLMModule:
     """See `lightning_modules.build_module`."""
     cfg = exchanged(plain(cfg))
-    source = build_source(cfg)
+    source = model_loader(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     operate(module, cfg)
     if cfg["adapter"]["name"] != "none":
@@ -169,7 +169,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     run_dir = Path(run_dir)
     cfg, result = read_run(run_dir)
     import_plugins(cfg["plugins"])
-    source = build_source(cfg)
+    source = model_loader(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     _replace(module, cfg)
     of_the_model = set(result.get("stages", {})) - {ADAPTER_STAGE, COMPRESSOR_STAGE}
@@ -177,7 +177,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
         if cfg["placement"]["name"] != "none":
-            load_adapter(module.model, run_dir / ADAPTER_FOLDER)
+            load_lora_folder(module.model, run_dir / LORA_FOLDER)
         restore(module, run_dir / TRAINED_WEIGHTS)
     if cfg["adapter"]["name"] != "none":
         from lightning_modules.two_models.bridge_assembly import reload

@@ -109,7 +109,7 @@ def with_absolute_paths(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**absolute, "recovery": stages or cfg["recovery"]}
 
 
-def source_arguments(cfg: Mapping[str, Any], which: Which = "model") -> dict[str, Any]:
+def loader_arguments(cfg: Mapping[str, Any], which: Which = "model") -> dict[str, Any]:
     """The arguments of a model's source: the keys of its group, and `cache_dir` where it asks for one."""
     _, arguments = split(cfg[which], model_options)
     name = cfg[which]["name"]
@@ -118,9 +118,9 @@ def source_arguments(cfg: Mapping[str, Any], which: Which = "model") -> dict[str
     return arguments
 
 
-def build_source(cfg: Mapping[str, Any], which: Which = "model") -> Any:
-    """The `ModelSource` of `cfg.model`, or of the second model, `cfg.source`."""
-    return MODELS.build(cfg[which]["name"], **source_arguments(cfg, which))
+def model_loader(cfg: Mapping[str, Any], which: Which = "model") -> Any:
+    """The `ModelLoader` of `cfg.model`, or of the second model, `cfg.source`."""
+    return MODELS.build(cfg[which]["name"], **loader_arguments(cfg, which))
 
 
 def check_model(cfg: Mapping[str, Any], which: Which = "model") -> list[str]:
@@ -128,7 +128,7 @@ def check_model(cfg: Mapping[str, Any], which: Which = "model") -> list[str]:
     shared, _ = split(cfg[which], model_options)
     name = cfg[which]["name"]
     errors = signature_errors(model_options, shared, f"{which} {name!r}")
-    found = MODELS.check(name, source_arguments(cfg, which))
+    found = MODELS.check(name, loader_arguments(cfg, which))
     errors += [message.replace("model.path", f"{which}.path", 1) for message in found]
     if which == "source" and not shared.get("freeze", True):
         errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
@@ -142,7 +142,7 @@ def check_replacement(cfg: Mapping[str, Any]) -> list[str]:
         return []
     shared, arguments = split(cfg["replacement"], surgery_options)
     errors = signature_errors(surgery_options, shared, f"replacement {name!r}")
-    config = build_source(cfg).config()
+    config = model_loader(cfg).config()
     if config is None:  # a hub model that is not here yet: its shape is checked once it is
         return errors + ATTENTION.check(name, arguments, {"shape"})
     try:
@@ -183,7 +183,7 @@ def check_placement(cfg: Mapping[str, Any]) -> list[str]:
             f"placement.init={shared['init']} takes its start out of the frozen weights, which would lose it to "
             f"rounding in model.dtype={cfg['model']['dtype']}: set model.dtype=float32"
         )
-    config = build_source(cfg).config()
+    config = model_loader(cfg).config()
     if errors or config is None:  # a hub model that is not here yet: it is checked once it is
         return errors
     stand_in = SimpleNamespace(config=config)
@@ -265,7 +265,7 @@ def check_adapter(cfg: Mapping[str, Any]) -> list[str]:
     errors = signature_errors(adapter_options, shared, f"adapter {name!r}")
     errors += signature_errors(adapter_training_options, training, f"adapter {name!r}")
     widths = {"source_width", "target_width"}
-    configs = [build_source(cfg, which).config() for which in ("source", "model")]
+    configs = [model_loader(cfg, which).config() for which in ("source", "model")]
     if None in configs:  # a hub model that is not here yet: it is checked once it is
         return errors + ADAPTERS.check(name, own, widths)
     try:
@@ -307,7 +307,7 @@ def check_compressor(cfg: Mapping[str, Any]) -> list[str]:
             f"compressor.tokens={shared['tokens']} are more than the {shared['context']} tokens of compressor.context: "
             "that compresses nothing; set it to less"
         )
-    config = build_source(cfg, "source").config()
+    config = model_loader(cfg, "source").config()
     try:
         if config is not None and len(resolve_layers(shared["source_layer"], shape_of(config).num_layers + 1)) > 1:
             errors.append(f"compressor.source_layer={shared['source_layer']} names several layers: one is encoded")
@@ -332,7 +332,7 @@ def _training_errors(training: Mapping[str, Any], devices: int) -> list[str]:
 
 def check_block_size(cfg: Mapping[str, Any]) -> list[str]:
     """Whether the model reads texts as long as the blocks of `cfg.dataset`."""
-    config, block_size = build_source(cfg).config(), cfg["dataset"]["block_size"]
+    config, block_size = model_loader(cfg).config(), cfg["dataset"]["block_size"]
     try:
         shape = shape_of(config) if config is not None else None
     except UserError:

@@ -9,12 +9,12 @@ from torch import nn
 
 from data_modules.tensor_files import read_tensors
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from registries import UserError
 
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
 BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
-ADAPTER_FOLDER = "adapter"
+LORA_FOLDER = "adapter"
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -41,7 +41,7 @@ def restore(module: CausalLMModule, file: Path) -> None:
     ]
     if strange:
         raise UserError(f"{file} is of another config: {strange[0]!r} does not fit this model")
-    part(module.original, [parameters[name] for name in trained])
+    separate(module.original, [parameters[name] for name in trained])
     for name, tensor in trained.items():
         parameters[name].data = tensor.to(parameters[name].device)
 

@@ -13,7 +13,7 @@ from lightning_modules.two_models.cross_model import CrossModelModule
 from lightning_modules.two_models.questions import CONDITIONS, first_token, right_answers
 from studies.progress import say
 from studies.run.ratios import CONFIDENCE
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 
 
 def ask(cfg: Mapping[str, Any], tokenizer: Any) -> list[Question]:
@@ -23,7 +23,7 @@ def ask(cfg: Mapping[str, Any], tokenizer: Any) -> list[Question]:
 
 
 def record_communication(
-    cfg: Mapping[str, Any], module: CrossModelModule, record: Record, questions: Sequence[Question]
+    cfg: Mapping[str, Any], module: CrossModelModule, record: RunRecord, questions: Sequence[Question]
 ) -> None:
     """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
     count = len(questions)
@@ -34,12 +34,12 @@ def record_communication(
             say("one question has no other one whose context is the wrong one: the condition shuffled is left out")
             continue
         read = condition in ("text", "nothing")  # by the target itself: the same for all sites
-        for place in module.states.sites[: 1 if read else None]:
-            say(f"asking {count} questions after {condition}" + ("" if read else f", block {place.target}"))
-            asked = module, questions, place, condition
+        for site in module.states.sites[: 1 if read else None]:
+            say(f"asking {count} questions after {condition}" + ("" if read else f", block {site.target}"))
+            asked = module, questions, site, condition
             right = from_first(lambda asked=asked: sum(right_answers(*asked)))
             interval = binomtest(right, count).proportion_ci(CONFIDENCE, "wilson")
-            layer = f"layer_{place.target}/" if len(module.states.sites) > 1 and not read else ""
+            layer = f"layer_{site.target}/" if len(module.states.sites) > 1 and not read else ""
             values = {"": right / count, "_low": interval.low, "_high": interval.high}
             named = {f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()}
             record.folder.record(**named)

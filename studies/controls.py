@@ -12,7 +12,7 @@ from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import recovery_plan
 from registries.registry import defaults, parameters
 from studies.run.ratios import ppl_ratio
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.run_folder import RunFolder
 from studies.run.scores import read_documents
 
@@ -46,7 +46,7 @@ def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
     return changed | {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
 
 
-def record_ratios(record: Record, controls: Mapping[str, RunFolder]) -> None:
+def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
     """Record the ratios of perplexities to the untouched model and to each control, with confidence intervals."""
     result = record.folder.result
     result["controls"] = {name: folder.path.name for name, folder in controls.items()}

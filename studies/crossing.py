@@ -14,7 +14,7 @@ from lightning_modules.processes import from_first
 from lightning_modules.two_models.cross_model import CrossModelModule
 from lightning_modules.two_models.paired_states import Site
 from lightning_modules.two_models.similarity import similarity
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.samples_file import write_samples
 
 
@@ -28,23 +28,23 @@ def _similarities(module: CrossModelModule, data: BlockDataModule, split: str) -
     with torch.no_grad():
         for batch in data.loader(split):
             read = module.read(batch["input_ids"].to(module.model.device))
-            for place, states in read.items():
+            for site, states in read.items():
                 there = states.paired
-                translated = module.translate(place, states)
+                translated = module.translate(site, states)
                 parts = (translated[there], states.target[there], batch["documents"].to(there.device)[there])
-                rows[place].append(tuple(part.cpu() for part in parts))
-    found = {place: similarity(*map(torch.cat, zip(*parts, strict=True))) for place, parts in rows.items()}
+                rows[site].append(tuple(part.cpu() for part in parts))
+    found = {site: similarity(*map(torch.cat, zip(*parts, strict=True))) for site, parts in rows.items()}
     shared = set.intersection(*map(set, found.values()))
     values = {name: fmean(each[name] for each in found.values()) for name in sorted(shared)}
     if len(found) > 1:
-        values |= {f"layer_{place.target}/{name}": each[name] for place, each in found.items() for name in each}
+        values |= {f"layer_{site.target}/{name}": each[name] for site, each in found.items() for name in each}
     return values
 
 
 class WatchCrossing(Callback):
     """Similarity every so many steps and after every epoch, when the prompts are also continued."""
 
-    def __init__(self, cfg: Mapping[str, Any], data: BlockDataModule, record: Record, every: int):
+    def __init__(self, cfg: Mapping[str, Any], data: BlockDataModule, record: RunRecord, every: int):
         self.cfg, self.data, self.record, self.every = cfg, data, record, every
 
     def on_train_batch_end(self, trainer: Trainer, module: CrossModelModule, *args: Any) -> None:

@@ -11,13 +11,13 @@ from lightning_modules.load import load_language_model
 from lightning_modules.preflight import require_own_logits
 from studies.progress import say
 from studies.run.fingerprint import model_account
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.samples_file import continue_prompts, sample_baseline, write_samples
 from studies.run.scores import Scores, score
 from studies.steps import operate_and_check, plot_curves, record_costs, recover, score_baseline
 
 
-def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
+def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: RunRecord) -> None:
     """Score the model, operate, train stage by stage, score again; everything goes into `record`."""
     say("loading the model")
     module = load_language_model(cfg, source, tokenizer)
@@ -41,7 +41,7 @@ def _final(
     cfg: Mapping[str, Any],
     module: CausalLMModule,
     data: BlockDataModule,
-    record: Record,
+    record: RunRecord,
     last_stage: str,
 ) -> Scores:
     """Score on validation (what is returned) and test; samples."""
@@ -57,7 +57,7 @@ def _final(
     return scores
 
 
-def _unchanged(record: Record, baselines: Mapping[str, Scores]) -> Scores:
+def _unchanged(record: RunRecord, baselines: Mapping[str, Scores]) -> Scores:
     """Where nothing was trained, the final scores are those of the untouched model."""
     for prefix, scores in baselines.items():
         scores.record(record, prefix or "val/")

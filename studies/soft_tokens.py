@@ -20,7 +20,7 @@ from lightning_modules.weights import BRIDGE_WEIGHTS
 from studies.progress import say
 from studies.report.display import show_compression
 from studies.run.fingerprint import model_account
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.scores import SPLITS, Scores, cached_scores, record_share, score, scoring
 from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover
@@ -28,7 +28,7 @@ from studies.steps import operate_and_check, plot_curves, record_costs, recover
 CONTROLS = ("text", "truncated", "nothing")
 
 
-def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
+def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: RunRecord) -> None:
     """Score what the target makes of continuations after a context in every form; everything goes into `record`."""
     require_text(data)
     require_continuation(cfg["compressor"]["context"], data)
@@ -79,7 +79,7 @@ def score_forms(
 
 
 def train_encoder(
-    cfg: Mapping[str, Any], module: CompressionModule, data: BlockDataModule, record: Record
+    cfg: Mapping[str, Any], module: CompressionModule, data: BlockDataModule, record: RunRecord
 ) -> dict[str, torch.nn.Parameter]:
     """Train the encoder. Returns its parameters."""
     keys, module.form = cfg["compressor"], "soft"
@@ -97,7 +97,7 @@ def record_forms(
     cfg: Mapping[str, Any],
     module: CompressionModule,
     data: BlockDataModule,
-    record: Record,
+    record: RunRecord,
     forms: Mapping[str, Mapping[str, Scores]],
 ) -> Scores:
     """Record every form of the context, and the soft tokens (whose scores on validation are returned).
@@ -111,8 +111,11 @@ def record_forms(
         found[prefix] = score(cfg, module, data, split)
         named = {f"control/{form}/": forms[form][prefix] for form in CONTROLS} | {"": found[prefix]}
         for name, scores in named.items():
-            place, (floor, ceiling) = f"{name}{prefix or 'val/'}", (forms[form][prefix] for form in ("nothing", "text"))
-            record_share(record, place, scores, floor, ceiling)
+            metric_prefix, (floor, ceiling) = (
+                f"{name}{prefix or 'val/'}",
+                (forms[form][prefix] for form in ("nothing", "text")),
+            )
+            record_share(record, metric_prefix, scores, floor, ceiling)
     contexts = data.validation_blocks[:, : module.opening]
     soft = module.model.get_submodule(COMPRESSOR)(*module.read(contexts[:1])).shape[1]
     size = data.token_bytes[contexts].sum(1).double().mean().item()

@@ -22,7 +22,7 @@ from lightning_modules.weights import read_weights
 from registries.registry import UserError
 from studies.progress import say
 from studies.report.display import show_parameters
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 
 CHECKPOINT_KEYS = ("global_step", "state_dict", "stage", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
@@ -31,7 +31,7 @@ def train_stage(
     cfg: Mapping[str, Any],
     module: CausalLMModule,
     data: BlockDataModule,
-    record: Record,
+    record: RunRecord,
     name: str,
     stage: Stage,
     callbacks: Sequence[Callback] = (),

@@ -11,22 +11,26 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.load import operate, workspace
 from lightning_modules.preflight import check, exact_logits, require
 from lightning_modules.surgery.lora import plain_weights
-from lightning_modules.surgery.peft_folder import save_adapter
+from lightning_modules.surgery.peft_folder import save_lora_folder
 from lightning_modules.surgery.replaced_attention import bias_range
 from lightning_modules.training.stage_plan import build_stages
-from lightning_modules.weights import ADAPTER_FOLDER, TRAINED_WEIGHTS
+from lightning_modules.weights import LORA_FOLDER, TRAINED_WEIGHTS
 from studies.progress import say
 from studies.report.figures import plot_losses
 from studies.run.code_version import run_code
 from studies.run.curves import read_curves
 from studies.run.placement_table import record_placement
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.scores import SPLITS, Scores, cached_scores, score, scoring
 from studies.stage_training import train_stage
 
 
 def score_baseline(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+    cfg: Mapping[str, Any],
+    module: CausalLMModule,
+    data: BlockDataModule,
+    record: RunRecord,
+    identity: Mapping[str, str],
 ) -> dict[str, Scores]:
     """The scores of the untouched model on validation and test; from the cache where they are known."""
     baselines = {}
@@ -45,7 +49,7 @@ def score_baseline(
     return baselines
 
 
-def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record) -> None:
+def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: RunRecord) -> None:
     """Operate, check what the operation claims, and score what was replaced before any training."""
     if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
         return
@@ -74,7 +78,11 @@ def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: Bloc
 
 
 def recover(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+    cfg: Mapping[str, Any],
+    module: CausalLMModule,
+    data: BlockDataModule,
+    record: RunRecord,
+    identity: Mapping[str, str],
 ) -> tuple[list[str], dict[str, Any]]:
     """Train the stages of the config, score between them, and save what they trained.
 
@@ -97,16 +105,18 @@ def recover(
     return list(stages), parameters
 
 
-def _save_trained(cfg: Mapping[str, Any], module: CausalLMModule, record: Record, trained: Mapping[str, Any]) -> None:
+def _save_trained(
+    cfg: Mapping[str, Any], module: CausalLMModule, record: RunRecord, trained: Mapping[str, Any]
+) -> None:
     """Save the trained weights; placed LoRA as a folder that PEFT loads."""
     if module.placement is not None:
         base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
-        save_adapter(module.model, module.placement, record.folder.path / ADAPTER_FOLDER, str(base))
+        save_lora_folder(module.model, module.placement, record.folder.path / LORA_FOLDER, str(base))
         trained = plain_weights(module.model, module.placement, trained)
     save_weights(trained, record.folder.path / TRAINED_WEIGHTS)
 
 
-def record_costs(module: CausalLMModule, record: Record, trained: Mapping[str, Any], speed: Scores) -> None:
+def record_costs(module: CausalLMModule, record: RunRecord, trained: Mapping[str, Any], speed: Scores) -> None:
     """Record parameters, time, throughput and memory."""
     done = record.folder.result.get("stages", {})
     costs = {
@@ -124,7 +134,7 @@ def record_costs(module: CausalLMModule, record: Record, trained: Mapping[str, A
     record.folder.record(**costs)
 
 
-def plot_curves(record: Record, stages: list[str]) -> None:
+def plot_curves(record: RunRecord, stages: list[str]) -> None:
     """The training curves, with the losses of the model's states as levels."""
     names = ("baseline", "swap", *stages[:-1], "val")
     levels = {name: record.metrics[f"{name}/loss"] for name in names if f"{name}/loss" in record.metrics}

@@ -17,7 +17,7 @@ from data_modules.tokens import token_bytes
 from lightning_modules.hidden_states.frozen_states import in_precision
 from lightning_modules.load import ADAPTER_STAGE, load_language_model, workspace
 from lightning_modules.metrics import TokenNLL
-from lightning_modules.options import activation_cache, adapter_arguments, build_source
+from lightning_modules.options import activation_cache, adapter_arguments, model_loader
 from lightning_modules.preflight import require_own_logits
 from lightning_modules.processes import from_first
 from lightning_modules.samples import continue_texts
@@ -41,20 +41,20 @@ from studies.progress import say
 from studies.report.display import show_crossing
 from studies.run.code_version import run_code
 from studies.run.fingerprint import model_account
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 from studies.run.samples_file import write_samples
-from studies.run.scores import SPLITS, Scores, cached, cached_scores, record_share, score, scoring
+from studies.run.scores import SPLITS, Scores, cached_result, cached_scores, record_share, score, scoring
 from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover, score_baseline
 
 CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "ridge")
 
 
-def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: Record) -> None:
+def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataModule, record: RunRecord) -> None:
     """Score both models and every control, fit and train the adapter, score it; everything goes into `record`."""
     require_text(data)
     questions = ask(cfg, tokenizer)
-    source_tokenizer = build_source(cfg, "source").tokenizer()
+    source_tokenizer = model_loader(cfg, "source").tokenizer()
     pairing, samples = Pairing(tokenizer, source_tokenizer, cfg["dataset"]["start_token"]), cfg["samples"]
     # The other direction is only sampled: told early, where it cannot be.
     sampled = samples["max_new_tokens"] and samples["prompts"]
@@ -108,7 +108,11 @@ def study(cfg: Mapping[str, Any], source: Any, tokenizer: Any, data: BlockDataMo
 
 
 def record_source(
-    cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record, account: Mapping[str, Any]
+    cfg: Mapping[str, Any],
+    module: CrossModelModule,
+    data: BlockDataModule,
+    record: RunRecord,
+    account: Mapping[str, Any],
 ) -> None:
     """The source by itself on the same text, as `source/...`: its loss per token of its own, and its bits per byte.
 
@@ -128,7 +132,7 @@ def record_source(
             return metric.compute()
 
         key = ["source", account, tensors_sha256({str(index): row for index, row in enumerate(rows)})]
-        found = cached(cfg["cache_dir"], key, compute)
+        found = cached_result(cfg["cache_dir"], key, compute)
         record.folder.record(**{f"source/{prefix}{name}": value for name, value in found.items()})
 
 
@@ -136,7 +140,7 @@ def score_controls(
     cfg: Mapping[str, Any],
     module: CrossModelModule,
     data: BlockDataModule,
-    record: Record,
+    record: RunRecord,
     own: Mapping[str, Scores],
     measured: Mapping[Site, Measured],
 ) -> dict[str, Scores]:
@@ -149,7 +153,7 @@ def score_controls(
         Those of the mean state, in the same way.
     """
     states, floor = module.states, {}
-    pair = [states.source.places, states.target.places, data.sha256("train"), cfg["adapter"]["shared"]]
+    pair = [states.source.keys, states.target.keys, data.sha256("train"), cfg["adapter"]["shared"]]
     pair += [run_code(cfg), states.pairing.start, states.pairing.source_start]
     widths = {model.config.get_text_config().hidden_size for model in (module.source_model, module.model)}
     for name in CONTROLS:
@@ -193,7 +197,7 @@ def tells_apart(blocks: torch.Tensor) -> bool:
 
 
 def train_adapter(
-    cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: Record
+    cfg: Mapping[str, Any], module: CrossModelModule, data: BlockDataModule, record: RunRecord
 ) -> dict[str, torch.nn.Parameter]:
     """Train what there is to train of the adapter. Returns its parameters."""
     keys = dict(adapter_arguments(cfg)[1])
@@ -213,7 +217,7 @@ def record_final(
     cfg: Mapping[str, Any],
     module: CrossModelModule,
     data: BlockDataModule,
-    record: Record,
+    record: RunRecord,
     own: Mapping[str, Scores],
     floor: Mapping[str, Scores],
 ) -> Scores:
@@ -231,7 +235,7 @@ def record_final(
 def write_crossed_samples(
     cfg: Mapping[str, Any],
     module: CrossModelModule,
-    record: Record,
+    record: RunRecord,
     data: BlockDataModule,
     back: Pairing,
 ) -> None:
@@ -248,11 +252,11 @@ def write_crossed_samples(
             *arguments
         ),
     }
-    places = [states.source.places, states.target.places, states.first_token, data.sha256("train"), run_code(cfg)]
-    places += [states.pairing.start, states.pairing.source_start]
+    content = [states.source.keys, states.target.keys, states.first_token, data.sha256("train"), run_code(cfg)]
+    content += [states.pairing.start, states.pairing.source_start]
     for condition, texts in conditions.items():  # none of which depends on the adapter
-        found = cached(
-            cfg["cache_dir"], ["texts", condition, places, arguments], lambda texts=texts: {"texts": texts()}
+        found = cached_result(
+            cfg["cache_dir"], ["texts", condition, content, arguments], lambda texts=texts: {"texts": texts()}
         )
         write_samples(cfg, record, condition, found["texts"])
     write_samples(cfg, record, "source to target", from_first(lambda: module.continue_texts(*arguments)))

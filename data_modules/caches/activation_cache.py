@@ -1,7 +1,7 @@
 """Activations of frozen layers, computed once per block of tokens and read back from memory-mapped files.
 
 An entry is one tensor of one block of tokens at one place of a model. Its file is named by the content of all that
-(weights, tokens, layer, dtype: see `place`), so that every stage, epoch and run that needs it finds it.
+(weights, tokens, layer, dtype: see `state_key`), so that every stage, epoch and run that needs it finds it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GIGABYTE = 2**30
 
 
 class ActivationCache:
-    """Reads and writes entries below `<cache_dir>/activations/<place>/`.
+    """Reads and writes entries below `<cache_dir>/activations/<key>/`.
 
     Concurrent runs may use it: an entry is written aside and renamed, and one that is gone or damaged is computed anew.
 
@@ -49,7 +49,7 @@ class ActivationCache:
         self.enabled = enabled
         self._uncached: set[str] = set()  # places for which there is no room
 
-    def reserve(self, places: Sequence[str], blocks: Iterable[Tensor], entries: int, entry_bytes: int) -> bool:
+    def reserve(self, keys: Sequence[str], blocks: Iterable[Tensor], entries: int, entry_bytes: int) -> bool:
         """Make room at each place, before the work that needs it starts.
 
         Args:
@@ -65,32 +65,32 @@ class ActivationCache:
         """
         if not self.enabled:
             return False
-        if entries * len(places) * entry_bytes > self.max_bytes:
-            self._uncached.update(places)
+        if entries * len(keys) * entry_bytes > self.max_bytes:
+            self._uncached.update(keys)
             return False
-        self._uncached.difference_update(places)
+        self._uncached.difference_update(keys)
         names = {_name(block) for block in blocks}
-        present = sum(min(entries, len(names & _names(self.folder / place))) for place in places)
-        needed = (entries * len(places) - present) * entry_bytes
+        present = sum(min(entries, len(names & _names(self.folder / key))) for key in keys)
+        needed = (entries * len(keys) - present) * entry_bytes
         if not needed and not os.access(self.folder, os.W_OK):
             return True  # everything is there to be read, and nothing can be removed
         with _write_errors(self.folder):
-            for place in places:
-                (self.folder / place).mkdir(parents=True, exist_ok=True)
-                os.utime(self.folder / place)
+            for key in keys:
+                (self.folder / key).mkdir(parents=True, exist_ok=True)
+                os.utime(self.folder / key)
             clear_partial_files(self.folder.glob("*/*.part*"))
-        self._evict(self.max_bytes - needed, set(places), names)
+        self._evict(self.max_bytes - needed, set(keys), names)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"the activations of {entries} blocks at {len(places)} places take {needed / GIGABYTE:.1f} GB, and "
+                f"the activations of {entries} blocks at {len(keys)} places take {needed / GIGABYTE:.1f} GB, and "
                 f"the disk of {self.folder} has {free / GIGABYTE:.1f} GB left: free some, set cache_dir to a folder on "
                 "another disk, use fewer blocks (dataset.train_size) or set activations.cache=false"
             )
         return True
 
     def fetch(
-        self, places: Sequence[str], rows: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
+        self, keys: Sequence[str], rows: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The activations of a batch at some places.
 
@@ -102,20 +102,20 @@ class ActivationCache:
         Returns:
             place -> (batch, ...).
         """
-        found = [self._row(places, row[None], compute) for row in rows]
-        return {place: torch.cat([row[place] for row in found]) for place in places}
+        found = [self._row(keys, row[None], compute) for row in rows]
+        return {key: torch.cat([row[key] for row in found]) for key in keys}
 
-    def _row(self, places: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
-        kept = self.enabled and self._uncached.isdisjoint(places)
-        files = {place: self.folder / place / f"{_name(row)}{SUFFIX}" for place in places} if kept else {}
-        found = {place: _read(file) for place, file in files.items()}
+    def _row(self, keys: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
+        kept = self.enabled and self._uncached.isdisjoint(keys)
+        files = {key: self.folder / key / f"{_name(row)}{SUFFIX}" for key in keys} if kept else {}
+        found = {key: _read(file) for key, file in files.items()}
         if kept and all(tensor is not None for tensor in found.values()):
-            return {place: tensor.to(row.device) for place, tensor in found.items()}
+            return {key: tensor.to(row.device) for key, tensor in found.items()}
         computed = compute(row)
-        for place, file in files.items():
-            if found[place] is None:
-                _write(file, computed[place])
-        return {place: computed[place] for place in places}
+        for key, file in files.items():
+            if found[key] is None:
+                _write(file, computed[key])
+        return {key: computed[key] for key in keys}
 
     def _evict(self, limit: int, keep: set[str], names: set[str]) -> None:
         """Remove what was used least recently until what is left takes at most `limit` bytes.
@@ -124,15 +124,15 @@ class ActivationCache:
         """
         others = sorted((folder for folder in self.folder.iterdir() if folder.name not in keep), key=_last_used)
         sizes = {folder: _bytes(folder) for folder in others}
-        total = sum(sizes.values()) + sum(_bytes(self.folder / place) for place in keep)
+        total = sum(sizes.values()) + sum(_bytes(self.folder / key) for key in keep)
         for folder in others:
             if total <= limit:
                 return
             shutil.rmtree(folder, ignore_errors=True)  # another run may remove it too
             total -= sizes[folder]
-        for place in keep:
-            for name in _names(self.folder / place) - names if total > limit else ():
-                file = self.folder / place / f"{name}{SUFFIX}"
+        for key in keep:
+            for name in _names(self.folder / key) - names if total > limit else ():
+                file = self.folder / key / f"{name}{SUFFIX}"
                 try:
                     total -= file.stat().st_size
                     file.unlink()
@@ -140,7 +140,7 @@ class ActivationCache:
                     continue
 
 
-def place(**identity: Any) -> str:
+def state_key(**identity: Any) -> str:
     """The name of a place: a hash of everything that its activations depend on, beside the tokens."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 

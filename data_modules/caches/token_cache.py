@@ -21,7 +21,7 @@ from registries.registry import UserError
 log = logging.getLogger(__name__)
 
 
-def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors in `path`; where it is not there or damaged they are made and written.
 
     Of several processes that ask at once, one makes the entry and the others wait for it. An entry that is there needs

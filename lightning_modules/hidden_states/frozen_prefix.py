@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.stages.stage import Workspace
 from registries.architectures import architecture_of
 
@@ -32,7 +32,9 @@ class FrozenPrefix:
             if self._changed(workspace):
                 weights = tensors_sha256(self._parameters(model))
                 identity |= {"changes": workspace.changes, "weights below": weights}
-            self.states = FrozenStates(model, {"states": site(model, self.layers)}, workspace.activations, identity)
+            self.states = FrozenStates(
+                model, {"states": block_entry(model, self.layers)}, workspace.activations, identity
+            )
 
     def reserve(self, rows: Tensor, visits: int) -> None:
         """Make room in the cache for that many visits of rows."""

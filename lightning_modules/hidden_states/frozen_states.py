@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_modules.caches.activation_cache import ActivationCache, place
+from data_modules.caches.activation_cache import ActivationCache, state_key
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.hidden_states.injection import Side
 from lightning_modules.hidden_states.recorded_calls import record_calls
@@ -59,20 +59,20 @@ class FrozenStates:
     ):
         self.model, self.wanted, self.cache, self.within = model, dict(wanted), cache, within
         self.precision = identity.get("precision")
-        self.places = {name: place(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
+        self.keys = {name: state_key(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
 
     def reserve(self, rows: Sequence[Tensor] | Tensor, visits: int) -> bool:
         """Make room in the cache for that many visits of rows, the longest ones. Returns whether they will be kept."""
         longest = max(map(len, rows), default=0)
         entry_bytes = longest * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
-        return self.cache.reserve(list(self.places.values()), rows, min(len(rows), visits), entry_bytes)
+        return self.cache.reserve(list(self.keys.values()), rows, min(len(rows), visits), entry_bytes)
 
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
         """Name -> (batch, length, hidden) for rows of blocks."""
-        found = self.cache.fetch(list(self.places.values()), rows, self._compute)
-        return {name: found[where] for name, where in self.places.items()}
+        found = self.cache.fetch(list(self.keys.values()), rows, self._compute)
+        return {name: found[where] for name, where in self.keys.items()}
 
     def _compute(self, row: Tensor) -> dict[str, Tensor]:
         with self.within(row), in_precision(self.precision, row.device):
             calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
-        return {self.places[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
+        return {self.keys[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}

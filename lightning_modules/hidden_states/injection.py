@@ -13,7 +13,7 @@ from registries.architectures import architecture_of
 Side = Literal["input", "output"]
 
 
-def site(model: nn.Module, layer: int) -> tuple[str, Side]:
+def block_entry(model: nn.Module, layer: int) -> tuple[str, Side]:
     """The module, and the side of it, where the hidden states that enter a block lie.
 
     The number of blocks itself names what leaves the last one (and enters the final norm).

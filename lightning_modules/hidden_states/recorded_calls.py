@@ -24,7 +24,7 @@ class Call:
         return _states_of(module(states, *self.args, **self.kwargs))
 
 
-class Record(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of a module with the hidden states that went in and came out, (batch, length, hidden) each."""
 
     call: Call
@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs: Any) -> dict[str, Record]:
+def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs: Any) -> dict[str, RecordedCall]:
     """Module name -> its call in a forward pass of the model's body; nothing runs after the last of them.
 
     Args:
@@ -42,12 +42,12 @@ def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs:
     Raises:
         RuntimeError: one of the modules was not called.
     """
-    calls: dict[str, Record] = {}
+    calls: dict[str, RecordedCall] = {}
 
     def record(path: str, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         kwargs = dict(kwargs)
         states, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), args)
-        calls[path] = Record(Call(args, kwargs), states, _states_of(output))
+        calls[path] = RecordedCall(Call(args, kwargs), states, _states_of(output))
         if len(calls) == len(paths):
             raise _AllRecorded
 

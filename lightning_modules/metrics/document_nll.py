@@ -41,6 +41,6 @@ class DocumentNLL(Metric):
             return []
         joined = (torch.cat(state) if isinstance(state, list) else state for state in (self.documents, self.nll))
         documents, nll = joined
-        _, place, tokens = documents.unique(return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(tokens), dtype=torch.float64, device=nll.device).index_add(0, place, nll)
+        _, document, tokens = documents.unique(return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(tokens), dtype=torch.float64, device=nll.device).index_add(0, document, nll)
         return list(zip(sums.tolist(), tokens.tolist(), strict=True))

@@ -12,8 +12,8 @@ from torch import nn
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.hidden_states.injection import site
-from lightning_modules.options import activation_cache, build_source, compressor_options, split
+from lightning_modules.hidden_states.injection import block_entry
+from lightning_modules.options import activation_cache, compressor_options, model_loader, split
 from lightning_modules.soft_tokens.compression import COMPRESSOR, CompressionModule, SoftTokens
 from lightning_modules.two_models.bridge_assembly import load_source_model
 from lightning_modules.weights import load_into
@@ -36,12 +36,12 @@ def compress_models(
     """
     shared, own = split(cfg["compressor"], compressor_options)
     source_model = load_source_model(cfg, module)
-    source_tokenizer = build_source(cfg, "source").tokenizer()
+    source_tokenizer = model_loader(cfg, "source").tokenizer()
     pairing = Pairing(module.tokenizer, source_tokenizer, module.start_token)
     (layer,) = resolve_layers(shared["source_layer"], shape_of(source_model.config).num_layers + 1)
     cache = activations or activation_cache(cfg, keep=False)
     identity = account(source_model, source_tokenizer) if account else {}
-    states = FrozenStates(source_model, {str(layer): site(source_model, layer)}, cache, identity)
+    states = FrozenStates(source_model, {str(layer): block_entry(source_model, layer)}, cache, identity)
     module.compress(states, pairing, shared["context"], shared["tokens"])
     models = source_model, module.model
     widths = [model.config.get_text_config().hidden_size for model in models]

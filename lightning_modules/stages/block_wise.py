@@ -75,7 +75,7 @@ class BlockWise:
         self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        rows, places, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
+        rows, positions, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
         states, calls = self._states(rows), self._calls(rows)
         total, parts, hidden = torch.zeros((), device=rows.device), {}, None
         for start, paths in self._groups.items():
@@ -85,6 +85,6 @@ class BlockWise:
                 for path in paths:
                     hidden = calls[path](model.get_submodule(path), hidden)
             if start in self._learns:
-                error = relative_error(hidden, target, target.float() - source.float(), places)[real].sum()
+                error = relative_error(hidden, target, target.float() - source.float(), positions)[real].sum()
                 total, parts[f"error_layer_{start}"] = total + error, error.detach()
         return Loss(total / len(self._learns), int(real.sum()), parts)

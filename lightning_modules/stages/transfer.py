@@ -68,7 +68,7 @@ class Transfer:
         self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        rows, places, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
+        rows, positions, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
         if self.attention_weight and self._weights is None:  # not before what trains was parted from the original
             self._weights = AttentionWeights(self.workspace.original, self.layers)
         states, calls = self._states(rows), self._calls(rows)
@@ -83,6 +83,6 @@ class Transfer:
                 divergence = divergences[real].sum()
                 total = total + self.attention_weight * divergence
                 parts[f"weights_layer_{layer}"] = divergence.detach()
-            error = relative_error(output, target, target, places)[real].sum()
+            error = relative_error(output, target, target, positions)[real].sum()
             total, parts[f"error_layer_{layer}"] = total + error, error.detach()
         return Loss(total / len(self.layers), int(real.sum()), parts)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.inputs import batch_rows, model_inputs
-from lightning_modules.surgery.lora import ADAPTER, lora_parameters, place
+from lightning_modules.surgery.lora import ADAPTER, lora_parameters, place_lora
 from lightning_modules.surgery.twins import twin
 from registries.placements.importance import Score
 from registries.placements.placement import Linear
@@ -56,7 +56,7 @@ def _gradients(
     """
     probe = twin(model)
     ranks = {linear: min(PROBE_RANK, linear.max_rank) for linear in linears}
-    place(probe, [linear.row(rank, "lora") for linear, rank in ranks.items()])
+    place_lora(probe, [linear.row(rank, "lora") for linear, rank in ranks.items()])
     for parameter in lora_parameters(probe).values():
         parameter.data = parameter.data.float()
     modules = {linear: probe.get_submodule(linear.module) for linear in linears}

@@ -34,7 +34,7 @@ class Placed:
     scores: Sequence[tuple[Linear, float]] = ()
 
 
-def place(
+def place_lora(
     model: nn.Module,
     rows: Sequence[Row],
     alpha: float = 32.0,
@@ -211,7 +211,7 @@ def merge(model: nn.Module) -> None:
 
 
 def plain_weights(model: nn.Module, placed: Placed, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained weights that fit what `save_adapter` writes.
+    """Trained weights that fit what `save_lora_folder` writes.
 
     Frozen weights that were changed at the start (W to W - B0 A0) and then trained get B0 A0 back, which the saved
     additions take off. The additions themselves are left out.

@@ -14,7 +14,7 @@ from lightning_modules.surgery.lora import ADAPTER, Placed, inject, lora_paramet
 from registries.registry import UserError
 
 
-def save_adapter(model: nn.Module, placed: Placed, folder: Path, base: str | None) -> None:
+def save_lora_folder(model: nn.Module, placed: Placed, folder: Path, base: str | None) -> None:
     """Write the additions as a folder that `peft` loads onto the plain model.
 
     Where the frozen weights were changed at the start (W to W - BA), the folder holds the difference of what was learnt
@@ -55,8 +55,8 @@ def _to_dict(config: Any) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Add what `save_adapter` wrote to a plain model, in place.
+def load_lora_folder(model: nn.Module, folder: Path) -> None:
+    """Add what `save_lora_folder` wrote to a plain model, in place.
 
     Raises:
         UserError: the folder holds no adapter, or it is damaged or of another model.

@@ -17,7 +17,7 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
 
 
-def part(original: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+def separate(original: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     """Give a twin its own frozen copies of those of its parameters that are about to change."""
     changing = {id(parameter) for parameter in parameters}
     copies: dict[int, nn.Parameter] = {}  # tied weights stay tied

@@ -19,7 +19,7 @@ from registries.model_shape import shape_of
 EARLY_WEIGHT = 10.0
 
 
-def relative_error(output: Tensor, target: Tensor, scale: Tensor, places: Tensor | None = None) -> Tensor:
+def relative_error(output: Tensor, target: Tensor, scale: Tensor, positions: Tensor | None = None) -> Tensor:
     """w_t |output - target|^2 / |scale|^2 of the token at position t, with w_t = 1 + EARLY_WEIGHT / (1 + t).
 
     Relative to each token's own size, as otherwise the few tokens with huge outputs are all that counts. Early
@@ -28,15 +28,15 @@ def relative_error(output: Tensor, target: Tensor, scale: Tensor, places: Tensor
 
     Args:
         output, target, scale: (batch, length, hidden).
-        places: (batch, length) of the tokens in their texts; None: in the blocks.
+        positions: (batch, length) of the tokens in their texts; None: in the blocks.
 
     Returns:
         (batch, length) in fp32.
     """
     error = (output.float() - target.float()).square().sum(-1)
     relative = error / scale.float().square().sum(-1).clamp_min(1e-12)
-    places = torch.arange(relative.shape[1], device=relative.device) if places is None else places
-    return relative * (1 + EARLY_WEIGHT / (1 + places))
+    positions = torch.arange(relative.shape[1], device=relative.device) if positions is None else positions
+    return relative * (1 + EARLY_WEIGHT / (1 + positions))
 
 
 class AttentionWeights:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_modules.options import build_source
+from lightning_modules.options import model_loader
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Stage, Workspace
 from registries import ATTENTION
@@ -101,7 +101,7 @@ def _stage_errors(cfg: Mapping[str, Any], name: str, keys: Mapping[str, Any]) ->
 
 
 def _lora_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
-    config, errors = build_source(cfg).config(), []
+    config, errors = model_loader(cfg).config(), []
     if config is None or "roles" not in keys:
         return []
     shape = shape_of(config)
@@ -123,7 +123,7 @@ def _teacher_errors(cfg: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str
     wrong = path_errors(keys["teacher"])
     if wrong:
         return [message.replace("model.path", ".teacher", 1) for message in wrong]
-    ours, theirs = build_source(cfg).config(), PretrainedModel(keys["teacher"]).config()
+    ours, theirs = model_loader(cfg).config(), PretrainedModel(keys["teacher"]).config()
     if theirs is None or ours is None:  # a hub model that is not here: told when it is loaded
         return []
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data_modules.caches.activation_cache import place
+from data_modules.caches.activation_cache import state_key
 from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.length_guard import guard_length
 from lightning_modules.output_head import final_states
@@ -32,19 +32,19 @@ class Teacher:
         if path is not None:
             self.model = _load(path, workspace)
             identity |= model_identity(self.model)
-        self.place = place(**identity, module=FINAL, side="output")
+        self.key = state_key(**identity, module=FINAL, side="output")
         self.width = self.model.config.get_text_config().hidden_size
 
     def reserve(self, rows: Tensor, visits: int) -> bool:
         """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
         entry_bytes = rows.shape[1] * self.width * self.model.dtype.itemsize
-        return self.cache.reserve([self.place], rows, min(len(rows), visits), entry_bytes)
+        return self.cache.reserve([self.key], rows, min(len(rows), visits), entry_bytes)
 
     @torch.no_grad()
     def final_states(self, rows: Tensor) -> Tensor:
         """Hidden states that go into the teacher's output head, (batch, length, its width)."""
-        compute = lambda row: {self.place: final_states(self.model, row)}  # noqa: E731
-        return self.cache.fetch([self.place], rows, compute)[self.place]
+        compute = lambda row: {self.key: final_states(self.model, row)}  # noqa: E731
+        return self.cache.fetch([self.key], rows, compute)[self.key]
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:

@@ -54,8 +54,8 @@ class AdapterTraining(SubmoduleTraining):
         """The objective of a batch of blocks, times its scored tokens."""
         read = self.module.read(batch["input_ids"])
         parts = Counter()
-        for place, states in read.items():
-            for name, value in self._objectives(model, place, states, batch).items():
+        for site, states in read.items():
+            for name, value in self._objectives(model, site, states, batch).items():
                 parts[name] += value / len(read)
         total = sum(getattr(self, f"{name}_weight") * value for name, value in parts.items())
         count = int((scored_labels(batch)[:, 1:] != IGNORED).sum())
@@ -65,17 +65,17 @@ class AdapterTraining(SubmoduleTraining):
         return Loss(total * count, count, shown)
 
     def _objectives(
-        self, model: nn.Module, place: Site, states: States, batch: Mapping[str, Tensor]
+        self, model: nn.Module, site: Site, states: States, batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        bridge = self.module.bridge_at(place)
-        translated, found = self.module.translate(place, states), {}
+        bridge = self.module.bridge_at(site)
+        translated, found = self.module.translate(site, states), {}
         target, labels = states.target.float(), scored_labels(batch)
         count = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
         if self.alignment_weight:
             error = (translated - target)[states.paired].square().sum()
             found["alignment"] = error / count / bridge.variance
         if self.generation_weight:
-            with self.module.stitched(place, translated):
+            with self.module.stitched(site, translated):
                 nll = next_token_nll(model, batch_rows(batch), labels, self.workspace.loss_chunk_size)
             found["generation"] = nll / count
         if self.contrastive_weight:

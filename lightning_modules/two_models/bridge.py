@@ -40,12 +40,12 @@ def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
     return {each: Measured(found[each], firsts[each]) for each in states.sites}
 
 
-def measure_back(states: PairedStates, place: Site, blocks: Tensor) -> Statistics:
+def measure_back(states: PairedStates, site: Site, blocks: Tensor) -> Statistics:
     """The statistics of a site the other way: the target's states for each of the source's tokens, and the source's."""
     gathered = Gathering(len(blocks))
     for block in blocks:
         paired = states.paired(block)
-        target, source = states.of_target(block)[place], states.of_source(paired.tokens)[place]
+        target, source = states.of_target(block)[site], states.of_source(paired.tokens)[site]
         known = has_state(paired.back, states.first_token)
         gathered.add(target[paired.back[known].to(target.device)], source[known.to(source.device)].to(target.device))
     return gathered.statistics()

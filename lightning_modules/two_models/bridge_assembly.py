@@ -14,7 +14,7 @@ from data_modules.pairing import Pairing
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.dtypes import resolve_dtype
 from lightning_modules.length_guard import guard_length
-from lightning_modules.options import activation_cache, adapter_arguments, build_source, resolve_sites
+from lightning_modules.options import activation_cache, adapter_arguments, model_loader, resolve_sites
 from lightning_modules.soft_tokens.compression import CompressionModule
 from lightning_modules.two_models.bridge import Bridge, Measured, first_states, measure_back, together
 from lightning_modules.two_models.cross_model import BRIDGES, TWO_MODELS, CrossModelModule
@@ -28,7 +28,7 @@ def load_source_model(cfg: Mapping[str, Any], module: CrossModelModule) -> nn.Mo
     """The second model, frozen; where it is the first one, that one's own untouched weights."""
     if cfg["source"] == cfg["model"]:
         return module.original
-    source = build_source(cfg, "source")
+    source = model_loader(cfg, "source")
     model = source.model(resolve_dtype(cfg["source"]["dtype"], True, source.config()))
     return guard_length(model).requires_grad_(False).eval().to(module.model.device)
 
@@ -107,11 +107,11 @@ def reversed_module(
     there, first_token = module.states.sites[0], module.states.first_token
     statistics = measure_back(module.states, there, blocks)
     back = CrossModelModule(module.source_model, module.source_tokenizer, start_token=module.start_token)
-    place, nowhere = Site(there.target, there.source), activation_cache(cfg, keep=False)
-    states = PairedStates(pairing, module.model, module.source_model, [place], nowhere, {}, {}, first_token)
+    site, nowhere = Site(there.target, there.source), activation_cache(cfg, keep=False)
+    states = PairedStates(pairing, module.model, module.source_model, [site], nowhere, {}, {}, first_token)
     back.bridge(module.model, module.tokenizer, states)
     bridges = build_bridges(cfg, states, "ridge", {})
-    fit_bridges(bridges, {place: Measured(statistics, first_states(states)[place])}, shared=False)
+    fit_bridges(bridges, {site: Measured(statistics, first_states(states)[site])}, shared=False)
     back.span(bridges)
     return back
 
@@ -147,7 +147,7 @@ def require_continuation(context: int, data: Any) -> None:
 def bridge_models(cfg: Mapping[str, Any], module: CrossModelModule) -> CrossModelModule:
     """Set what the module reads, and bridges that are not fitted yet; states are computed as they are asked for."""
     source_model = load_source_model(cfg, module)
-    source_tokenizer = build_source(cfg, "source").tokenizer()
+    source_tokenizer = model_loader(cfg, "source").tokenizer()
     pairing = Pairing(module.tokenizer, source_tokenizer, module.start_token)
     states = paired_states(cfg, module, source_model, pairing, activation_cache(cfg, keep=False))
     module.bridge(source_model, source_tokenizer, states)

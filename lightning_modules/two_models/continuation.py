@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_modules.encoding import encode_prompt
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def continue_across(module: CrossModelModule, site: Site, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """What the target writes, by greedy decoding, after prompts that only the source has read.
 
     At the places of the prompt's tokens, the blocks from the site on get the source's translated states. The blocks
@@ -35,12 +35,12 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
     mask = torch.zeros(len(rows), longest, dtype=torch.long, device=module.model.device)
     for index, row in enumerate(rows):
         read, paired = module.states.read(row)
-        bridge = module.bridge_at(place)
-        states[index, longest - len(row) :] = bridge(read[place].to(states.device), paired.to(states.device))
+        bridge = module.bridge_at(site)
+        states[index, longest - len(row) :] = bridge(read[site].to(states.device), paired.to(states.device))
         mask[index, longest - len(row) :] = 1
     limit = length_limit(module.model)  # where the target reads no longer texts, what it writes ends
     steps = max_new_tokens if limit is None else min(max_new_tokens, limit.tokens - longest + 1)
-    writer, logits = begin(module, place, states, mask)
+    writer, logits = begin(module, site, states, mask)
     token = logits.argmax(-1)
     written = [token]
     for _ in range(steps - 1):
@@ -49,9 +49,9 @@ def continue_across(module: CrossModelModule, place: Site, prompts: Sequence[str
     return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
 
 
-def begin(module: CrossModelModule, place: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
+def begin(module: CrossModelModule, site: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
     """A continuation by the target after translated states, see `Continuation.begin`, with the logits after them."""
-    writer = Continuation(module.model, place.target)
+    writer = Continuation(module.model, site.target)
     first = module.states.pairing.opening if module.states.first_token == "constant" else None
     return writer, writer.begin(states.to(module.model.dtype), mask, first)
 
@@ -117,7 +117,7 @@ class Continuation:
 
     def _pass_below(self, tokens: Tensor) -> Tensor:
         """Through the blocks below the site. Returns what leaves them, (batch, length, hidden)."""
-        path, _ = site(self.model, self.layer)
+        path, _ = block_entry(self.model, self.layer)
         inputs = {"position_ids": self._positions(tokens.shape[1]), "past_key_values": self.below, "use_cache": True}
         return record_calls(self.model, [path], tokens, **inputs)[path].output
 

@@ -64,18 +64,18 @@ class CrossModelModule(CausalLMModule):
         parts = {each: zip(*(row[each] for row in rows), strict=True) for each in self.states.sites}
         return {each: States(*map(torch.stack, columns)) for each, columns in parts.items()}
 
-    def bridge_at(self, place: Site) -> Bridge:
+    def bridge_at(self, site: Site) -> Bridge:
         """What translates at a site."""
-        return self.model.get_submodule(BRIDGES)[str(place.target)]
+        return self.model.get_submodule(BRIDGES)[str(site.target)]
 
-    def translate(self, place: Site, states: States) -> Tensor:
+    def translate(self, site: Site, states: States) -> Tensor:
         """The target's hidden states as translated from the source's, (batch, length, target width)."""
-        return self.bridge_at(place)(states.source, states.paired)
+        return self.bridge_at(site)(states.source, states.paired)
 
     @contextmanager
-    def stitched(self, place: Site, states: Tensor) -> Iterator[None]:
+    def stitched(self, site: Site, states: Tensor) -> Iterator[None]:
         """Within this context, the target starts at a site's block with these states."""
-        with injected(self.model, place.target, states.to(self.model.dtype)):
+        with injected(self.model, site.target, states.to(self.model.dtype)):
             yield
 
     def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -100,11 +100,11 @@ class CrossModelModule(CausalLMModule):
         with injected(self.model, self.states.last, final):
             own = self.logits(batch)[:, :-1].flatten(0, 1)[scored]
         nll = []
-        for place, states in read.items():
-            with self.stitched(place, self.translate(place, states)):
+        for site, states in read.items():
+            with self.stitched(site, self.translate(site, states)):
                 logits = self.logits(batch)
             nll.append(self.score(logits, batch))
-            self.site_scores[str(place.target)].update(logits, labels, nll[-1])
+            self.site_scores[str(site.target)].update(logits, labels, nll[-1])
             self.divergence.update(token_divergence(logits[:, :-1].flatten(0, 1)[scored], own).double())
         self.score_documents(torch.stack(nll).mean(0), batch)
 

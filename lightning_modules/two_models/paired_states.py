@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import NONE, Paired, Pairing
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from registries.model_shape import shape_of
 from registries.registry import UserError
 
@@ -170,4 +170,4 @@ def _key(tokens: Tensor) -> bytes:
 
 
 def _wanted(model: nn.Module, layers: Sequence[int]) -> dict[str, Any]:
-    return {str(layer): site(model, layer) for layer in dict.fromkeys(layers)}
+    return {str(layer): block_entry(model, layer) for layer in dict.fromkeys(layers)}

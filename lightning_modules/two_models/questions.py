@@ -19,12 +19,12 @@ CONDITIONS = ("text", "nothing", "states", "shuffled", "random")
 
 @torch.no_grad()
 def right_answers(
-    module: CrossModelModule, questions: Sequence[Question], place: Site, condition: str
+    module: CrossModelModule, questions: Sequence[Question], site: Site, condition: str
 ) -> Iterator[bool]:
     """Whether the target holds the right one of a question's answers for the likeliest, by its first token.
 
     Args:
-        place: where states enter.
+        site: where states enter.
         condition: `text`: the target reads the context itself; `nothing`: it reads the question alone; `states`: the
             context is read by the source alone, and its translated states are put before the question; `shuffled`:
             those of the next question's context; `random`: noise with the mean and variance of the target's states.
@@ -37,10 +37,10 @@ def right_answers(
             logits = module.model(input_ids=torch.cat([context, asked])[None], use_cache=False).logits[0, -1]
         else:
             told = questions[(index + 1) % len(questions)] if condition == "shuffled" else question
-            states = _translated(module, place, told.context)
+            states = _translated(module, site, told.context)
             if condition == "random":
-                states = _noise_like(module, place, states, index)
-            logits = _after(module, place, states, asked)
+                states = _noise_like(module, site, states, index)
+            logits = _after(module, site, states, asked)
         candidates = [first_token(module.tokenizer)(answer) for answer in question.answers]
         yield int(logits[candidates].argmax()) == question.right
 
@@ -56,21 +56,21 @@ def _tokens(module: CrossModelModule, text: str, begins: bool = True) -> Tensor:
     return torch.tensor(tokens, device=module.model.device)
 
 
-def _translated(module: CrossModelModule, place: Site, context: str) -> Tensor:
+def _translated(module: CrossModelModule, site: Site, context: str) -> Tensor:
     """(length, target width) for a context that only the source reads."""
     found, paired = module.states.read(_tokens(module, context))
-    return module.bridge_at(place)(found[place], paired)
+    return module.bridge_at(site)(found[site], paired)
 
 
-def _noise_like(module: CrossModelModule, place: Site, states: Tensor, index: int) -> Tensor:
+def _noise_like(module: CrossModelModule, site: Site, states: Tensor, index: int) -> Tensor:
     """As many states drawn at random; the first is kept, which tells nothing."""
-    bridge = module.bridge_at(place)
+    bridge = module.bridge_at(site)
     drawn = torch.randn(states.shape, generator=generator("noise", index)).to(states)
     noise = bridge.mean + drawn * (bridge.variance / len(bridge.mean)).sqrt()
     return torch.cat([states[:1], noise[1:]])
 
 
-def _after(module: CrossModelModule, place: Site, states: Tensor, asked: Tensor) -> Tensor:
+def _after(module: CrossModelModule, site: Site, states: Tensor, asked: Tensor) -> Tensor:
     """The target's logits (vocabulary,) after a question that follows on states."""
-    writer, _ = begin(module, place, states[None], torch.ones(1, len(states), dtype=torch.long, device=states.device))
+    writer, _ = begin(module, site, states[None], torch.ones(1, len(states), dtype=torch.long, device=states.device))
     return writer.step(asked[None])[0]

@@ -33,7 +33,7 @@ class Wheel(Protocol):
 
 
 class ConvertedModel:
-    """A `ModelSource` whose weights are converted to a folder in the cache, by one process at a time.
+    """A `ModelLoader` whose weights are converted to a folder in the cache, by one process at a time.
 
     Args:
         name: of the model; its config is `configs/<name>.json`.

@@ -74,7 +74,7 @@ class PretrainedModel:
         return self._load("tokenizer", AutoTokenizer.from_pretrained)
 
     def model(self, dtype: Any) -> Any:
-        """See `ModelSource`.
+        """See `ModelLoader`.
 
         Raises:
             UserError: the model cannot be loaded, or the weights in its files are not those that it needs.

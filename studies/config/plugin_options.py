@@ -41,22 +41,22 @@ def load_plugins(overrides: Sequence[str]) -> list[str]:
     if os.environ.get("GRAFTLAB_CACHE") == "":
         del os.environ["GRAFTLAB_CACHE"]  # empty is not set, as shells have it
     modules: list[str] = []
-    places: list[str] = []
+    sources: list[str] = []
     for item in read_lines(overrides, []):  # what cannot be read is told with all other errors
         if item.key_or_group == "plugins" and _is_texts(item.value()):
             modules = item.value()
         elif item.key_or_group == "plugins" and isinstance(item.value(), str):
             modules = [item.value()]
         elif _is_search_path(item):
-            places = item.value()
+            sources = item.value()
     folders = import_plugins(modules)
     if modules or folders:
         _store_options(folders)
-    for place in places:
-        if "://" not in place.replace("file://", "") and not Path(place.removeprefix("file://")).is_dir():
-            raise UserError(f"hydra.searchpath: {place} is no folder (looked from {Path.cwd()})")
-    places = [*places, *(f"file://{folder}" for folder in folders)]
-    return [f"hydra.searchpath=[{','.join(map(_as_item, places))}]"] if places else []
+    for source in sources:
+        if "://" not in source.replace("file://", "") and not Path(source.removeprefix("file://")).is_dir():
+            raise UserError(f"hydra.searchpath: {source} is no folder (looked from {Path.cwd()})")
+    sources = [*sources, *(f"file://{folder}" for folder in folders)]
+    return [f"hydra.searchpath=[{','.join(map(_as_item, sources))}]"] if sources else []
 
 
 def _as_item(text: str) -> str:
@@ -74,8 +74,8 @@ def _is_search_path(item: Override) -> bool:
 
 def without_search_path(lines: Sequence[str]) -> list[str]:
     """Override lines without the search path, which stands in what `load_plugins` returns."""
-    places = [item.input_line for item in read_lines(lines, []) if _is_search_path(item)]
-    return [line for line in lines if line not in places]
+    sources = [item.input_line for item in read_lines(lines, []) if _is_search_path(item)]
+    return [line for line in lines if line not in sources]
 
 
 def _store_options(folders: Sequence[Path]) -> None:

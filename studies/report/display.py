@@ -53,10 +53,10 @@ def show_placement(name: str, rows: Sequence[Row]) -> None:
 def _without_layer(name: str) -> tuple[str, list[int]]:
     """A parameter's or module's name with a star for its layer, and the layer."""
     parts = name.split(".")
-    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    if place is None:
+    index = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    if index is None:
         return name, []
-    return ".".join([*parts[:place], "*", *parts[place + 1 :]]), [int(parts[place])]
+    return ".".join([*parts[:index], "*", *parts[index + 1 :]]), [int(parts[index])]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_modules.tokens import tokenizer_fingerprint
 from lightning_modules.hidden_states.frozen_states import model_identity
-from lightning_modules.options import build_source
+from lightning_modules.options import model_loader
 from registries.models.pretrained import PretrainedModel
 from studies.run.code_version import model_code, run_code
 
@@ -49,7 +49,7 @@ def fingerprint(cfg: Mapping[str, Any], data_sha256: str) -> str:
     named, recovery = relevant(cfg), cfg["recovery"] or {}
     for group, keys in BY_CONTENT.items():
         named[group] = {key: value for key, value in named[group].items() if key not in keys}
-    content = {which: _identity(build_source(cfg, which)) for which in BY_CONTENT if cfg[which]["name"] != "none"}
+    content = {which: _identity(model_loader(cfg, which)) for which in BY_CONTENT if cfg[which]["name"] != "none"}
     named["recovery"] = [[name, {**keys, "teacher": None}] for name, keys in recovery.items()]  # their order counts
     teachers = {name: keys["teacher"] for name, keys in recovery.items() if keys.get("teacher")}
     content |= {f"teacher of {name}": PretrainedModel(path).identity() for name, path in teachers.items()}

@@ -21,7 +21,7 @@ from lightning_modules.processes import is_first
 from registries.registry import UserError
 from studies.run.files import write_text
 from studies.run.results import read_result
-from studies.run.run_copy import CLOSE_SECONDS, STATE, RunCopy, new_state, place_of, read_state, send_run
+from studies.run.run_copy import CLOSE_SECONDS, STATE, RunCopy, destination_of, new_state, read_state, send_run
 from studies.run.run_folder import RunFolder
 from studies.run.store import in_words, open_store
 
@@ -35,7 +35,7 @@ def open_tracking(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -
         return None
     import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
 
-    return MLflowRun(RunCopy(folder, place_of(tracking, folder, output_dir)))
+    return MLflowRun(RunCopy(folder, destination_of(tracking, folder, output_dir)))
 
 
 class MLflowRun(Logger):
@@ -185,13 +185,13 @@ def log_sweep(cfg: Mapping[str, Any], folder: Path) -> None:
         return
     import mlflow  # noqa: F401
 
-    place = place_of(cfg["tracking"], folder, Path(cfg["output_dir"]))
-    write_text(folder / STATE, json.dumps({**new_state(place), **read_state(folder), "done": False}, indent=2))
+    destination = destination_of(cfg["tracking"], folder, Path(cfg["output_dir"]))
+    write_text(folder / STATE, json.dumps({**new_state(destination), **read_state(folder), "done": False}, indent=2))
     problems = [f"the store takes more than {CLOSE_SECONDS:.0f} s to answer"]
 
     def send() -> None:
         try:
-            send_sweep(folder, place)
+            send_sweep(folder, destination)
         except UserError as error:
             problems.append(str(error))
         else:
@@ -205,7 +205,7 @@ def log_sweep(cfg: Mapping[str, Any], folder: Path) -> None:
         tell(f"send it with\n  python -m studies.tools.track {folder}")
 
 
-def send_sweep(folder: Path, place: Mapping[str, str]) -> None:
+def send_sweep(folder: Path, destination: Mapping[str, str]) -> None:
     """Send a sweep's files to this store, and make it the parent of its runs as far as the store has them.
 
     Raises:
@@ -214,8 +214,8 @@ def send_sweep(folder: Path, place: Mapping[str, str]) -> None:
     from studies.run.jobs import sweep_runs
 
     state, output_dir = read_state(folder), folder.parent.parent
-    if any(state.get(key) != value for key, value in place.items()):
-        state = new_state(place)
+    if any(state.get(key) != value for key, value in destination.items()):
+        state = new_state(destination)
     with in_words(state["uri"].replace("${output_dir}", str(output_dir))):
         store = open_store(state["uri"], state["experiment"], output_dir)
         if state["run_id"] is None or state.get("created") != store.created:

@@ -11,12 +11,12 @@ from lightning_modules.surgery.lora import Placed
 from studies.report.display import show_placement
 from studies.report.figures import plot_heat_map
 from studies.run.files import read_checked, write_text
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 
 PLACEMENT = "placement.json"
 
 
-def record_placement(record: Record, name: str, placed: Placed) -> None:
+def record_placement(record: RunRecord, name: str, placed: Placed) -> None:
     """Print the table; write it and the scores to `placement.json`, parameters by role to the metrics, heat maps."""
     rows, folder = placed.rows, record.folder.path
     show_placement(name, rows)

@@ -30,7 +30,7 @@ TRACEBACK = "traceback.txt"
 
 
 @dataclass
-class Record:
+class RunRecord:
     """What a running study writes to.
 
     Attributes:
@@ -134,13 +134,13 @@ def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) 
 
 
 @contextmanager
-def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[Record]:
+def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[RunRecord]:
     """Run a study's body; its end, good or bad, is written to the folder and to the tracking store.
 
     Raises:
         Interrupted: the process was asked to stop, also where that came out of the body as another error.
     """
-    record, tracker, status = Record(folder, [CurveFile(folder.path)]), None, "failed"
+    record, tracker, status = RunRecord(folder, [CurveFile(folder.path)]), None, "failed"
     result = folder.result
     with stoppable():
         try:

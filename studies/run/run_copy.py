@@ -39,11 +39,11 @@ class RunCopy:
         state: the content of `tracking.json`: where the copy is, which MLflow run it is, and whether all was sent.
     """
 
-    def __init__(self, folder: Path, place: Mapping[str, str] | None = None, run_id: str | None = None):
+    def __init__(self, folder: Path, destination: Mapping[str, str] | None = None, run_id: str | None = None):
         self.folder, self.state = folder, read_state(folder)
-        if place is not None:
-            if any(self.state.get(key) != value for key, value in place.items()):
-                self.state = new_state(place) | {"run_id": run_id}
+        if destination is not None:
+            if any(self.state.get(key) != value for key, value in destination.items()):
+                self.state = new_state(destination) | {"run_id": run_id}
             self.state |= {"done": False, "ended": None}
             self.write_state()
         self._lock = FileLock(folder / ".tracking.lock", thread_local=False)
@@ -164,16 +164,16 @@ class RunCopy:
         for point in latest(read_points(self.folder)[0]) + self._scores(result):
             expected.setdefault((_legal(point.name), point.step), {})[_comparable(point.value)] = point
         if any(
-            len(set(values)) < len(values) or not expected.get(place, {}).keys() >= set(values)
-            for place, values in self._stored.items()
+            len(set(values)) < len(values) or not expected.get(destination, {}).keys() >= set(values)
+            for destination, values in self._stored.items()
         ):
             self._replace_run()
         self._send(
             [
                 point
-                for place, values in expected.items()
+                for destination, values in expected.items()
                 for value, point in values.items()
-                if value not in self._stored.get(place, ())
+                if value not in self._stored.get(destination, ())
             ]
         )
 
@@ -218,7 +218,7 @@ def _comparable(value: float) -> str:
     return "nan" if value != value else f"{max(-largest, min(largest, value)):.12g}"
 
 
-def place_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dict[str, str]:
+def destination_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dict[str, str]:
     """Store and experiment that the copy of a folder belongs to, so that they can be found later, from anywhere."""
     uri = portable(tracking["uri"], output_dir)
     if uri == OWN and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
@@ -226,9 +226,9 @@ def place_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dic
     return {"uri": uri, "experiment": tracking["experiment"]}
 
 
-def new_state(place: Mapping[str, str]) -> dict[str, Any]:
+def new_state(destination: Mapping[str, str]) -> dict[str, Any]:
     """The state of what was not yet sent at all."""
-    return {**place, "key": uuid.uuid4().hex, "run_id": None, "done": False}
+    return {**destination, "key": uuid.uuid4().hex, "run_id": None, "done": False}
 
 
 def read_state(folder: Path) -> dict[str, Any]:

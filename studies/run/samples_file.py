@@ -12,19 +12,23 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
 from studies.progress import say
 from studies.run.files import write_text
-from studies.run.recording import Record
-from studies.run.scores import cached
+from studies.run.recording import RunRecord
+from studies.run.scores import cached_result
 
 
 def sample_baseline(
-    cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: Record, identity: Mapping[str, str]
+    cfg: Mapping[str, Any],
+    module: CausalLMModule,
+    data: BlockDataModule,
+    record: RunRecord,
+    identity: Mapping[str, str],
 ) -> None:
     """What the untouched model makes of the prompts; from the cache where it is known."""
     samples = cfg["samples"]
     if samples["max_new_tokens"] and samples["prompts"]:
         say("continuing the prompts with the untouched model")
         key = ["samples", identity, samples, model_prompts(cfg, data), module.start]
-        texts = cached(cfg["cache_dir"], key, lambda: {"texts": continue_prompts(cfg, module, data)})
+        texts = cached_result(cfg["cache_dir"], key, lambda: {"texts": continue_prompts(cfg, module, data)})
         write_samples(cfg, record, "before", texts["texts"])
 
 
@@ -37,7 +41,7 @@ def model_prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
     return [data.as_prompt(text) for text in cfg["samples"]["prompts"]]
 
 
-def write_samples(cfg: Mapping[str, Any], record: Record, when: str, texts: list[str]) -> None:
+def write_samples(cfg: Mapping[str, Any], record: RunRecord, when: str, texts: list[str]) -> None:
     file, prompts = record.folder.path / "samples.json", cfg["samples"]["prompts"]
     samples = _read_samples(file)
     if [sample["prompt"] for sample in samples] != list(prompts):

@@ -17,7 +17,7 @@ from lightning_modules.training.trainer import evaluate
 from registries.registry import UserError
 from studies.run.files import make_folder, read_checked, write_checked
 from studies.run.ratios import share_of_gap
-from studies.run.recording import Record
+from studies.run.recording import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Scores:
     seconds: float
     tokens_per_s: float
 
-    def record(self, record: Record, prefix: str) -> None:
+    def record(self, record: RunRecord, prefix: str) -> None:
         """Record the metrics under a prefix, with the ratio of perplexities to the untouched model's."""
         baseline = "baseline/test/ppl" if "test/" in prefix else "baseline/ppl"
         metrics = {f"{prefix}{name}": value for name, value in self.metrics.items()}
@@ -68,7 +68,7 @@ def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -
     return from_first(compute)
 
 
-def record_share(record: Record, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
+def record_share(record: RunRecord, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
     """Record scores, and as `gap_closed` the share that they close of the gap between two others, if there is one."""
     scores.record(record, prefix)
     share = share_of_gap(scores.documents, floor.documents, ceiling.documents)
@@ -105,11 +105,11 @@ def scoring(module: CausalLMModule, data: BlockDataModule, split: str) -> list[A
 
 def cached_scores(cache_dir: str, key: list[Any], compute: Callable[[], Scores]) -> Scores:
     """The scores for this key, computed once."""
-    return Scores(**cached(cache_dir, key, lambda: asdict(compute())))
+    return Scores(**cached_result(cache_dir, key, lambda: asdict(compute())))
 
 
-def cached(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` gave for this key, which holds everything that it depends on. A damaged entry is computed anew."""
+def cached_result(cache_dir: str, key: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` gave for this key, which holds all that it depends on. A damaged entry is computed anew."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return from_first(lambda: _read_or_compute(Path(cache_dir).expanduser() / "scores" / f"{digest}.json", compute))
 

@@ -17,12 +17,12 @@ from studies.report.display import show_placement
 
 def main(*overrides: str) -> None:
     """The command line."""
-    from lightning_modules.options import build_source, placement_arguments
+    from lightning_modules.options import model_loader, placement_arguments
     from registries import PLACEMENTS
     from studies.config.compose import compose
 
     cfg = OmegaConf.to_container(compose(overrides), resolve=True)
-    name, config = cfg["placement"]["name"], build_source(cfg).config()
+    name, config = cfg["placement"]["name"], model_loader(cfg).config()
     if name == "none" or config is None or "scores" in parameters(PLACEMENTS.get(name)):
         raise UserError(
             f"placement={name} of model={cfg['model']['name']} has no table before a run: name another placement "

@@ -18,7 +18,7 @@ from studies.progress import say
 from studies.run.jobs import JOBS
 from studies.run.mlflow_run import send_sweep
 from studies.run.results import read_result
-from studies.run.run_copy import STATE, RunCopy, place_of, read_state, send_run
+from studies.run.run_copy import STATE, RunCopy, destination_of, read_state, send_run
 from studies.run.store import open_store, portable
 
 
@@ -36,9 +36,9 @@ def track(folder: Path, uri: str | None = None) -> None:
     problems, sent = [], 0
     for path in [*runs, *sweeps]:
         try:
-            place = _place(path, uri)
-            if place is not None and (alone or not _is_there(path, place)):
-                _send(path, place)
+            destination = _destination(path, uri)
+            if destination is not None and (alone or not _was_sent(path, destination)):
+                _send(path, destination)
                 sent += 1
                 say(f"sent {path}")
         except UserError as error:
@@ -52,13 +52,13 @@ def _parents(folder: Path, pattern: str) -> list[Path]:
     return sorted(file.parent for file in folder.glob(pattern))
 
 
-def _place(path: Path, uri: str | None) -> dict[str, str] | None:
+def _destination(path: Path, uri: str | None) -> dict[str, str] | None:
     """The store and the experiment that a run or a sweep is sent to; None where it was made without tracking."""
     state = read_state(path)
-    place = {key: state[key] for key in ("uri", "experiment")} if state else _configured(path)
-    if place is None or uri is None:
-        return place
-    return place_of({**place, "uri": uri}, path, path.parent.parent)
+    destination = {key: state[key] for key in ("uri", "experiment")} if state else _configured(path)
+    if destination is None or uri is None:
+        return destination
+    return destination_of({**destination, "uri": uri}, path, path.parent.parent)
 
 
 def _configured(path: Path) -> dict[str, str] | None:
@@ -78,21 +78,23 @@ def _created(uri: str, experiment: str, output_dir: Path) -> int:
     return open_store(uri, experiment, output_dir).created
 
 
-def _is_there(path: Path, place: Mapping[str, str]) -> bool:
+def _was_sent(path: Path, destination: Mapping[str, str]) -> bool:
     """Whether all of a run or sweep was sent to this store, and the store is still the one it was sent to."""
     state = read_state(path)
-    same = state.get("done") and all(state[key] == value for key, value in place.items())
-    return bool(same) and state.get("created") == _created(place["uri"], place["experiment"], path.parent.parent)
+    same = state.get("done") and all(state[key] == value for key, value in destination.items())
+    return bool(same) and state.get("created") == _created(
+        destination["uri"], destination["experiment"], path.parent.parent
+    )
 
 
-def _send(path: Path, place: Mapping[str, str]) -> None:
+def _send(path: Path, destination: Mapping[str, str]) -> None:
     if (path / JOBS).is_dir():
-        send_sweep(path, place)
+        send_sweep(path, destination)
         return
     result = read_result(path)
     if result["status"] == "running":
         raise UserError(f"it is still at work, in process {result['pid']}, and sends its metrics itself")
-    copy = RunCopy(path, place, result.get("mlflow_run_id"))
+    copy = RunCopy(path, destination, result.get("mlflow_run_id"))
     try:
         send_run(copy)
     finally:

@@ -106,14 +106,14 @@ class TestFinishedRun:
         result, folder = finished
         module, metrics = load_module(folder), result["metrics"]
         data = build_data_module(result["config"], module.tokenizer)
-        (place,) = module.states.sites
+        (site,) = module.states.sites
         with torch.no_grad():
             found = {
-                split: [(module.translate(place, states), states) for states in at_the_site(module, data.blocks(split))]
+                split: [(module.translate(site, states), states) for states in at_the_site(module, data.blocks(split))]
                 for split in ("train", "validation", "test")
             }
         target = torch.cat([states.target[states.paired] for _, states in found["train"]]).double()
-        torch.testing.assert_close(module.bridge_at(place).mean.double(), target.mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(module.bridge_at(site).mean.double(), target.mean(0), rtol=1e-4, atol=1e-6)
         for prefix, split in (("val/", "validation"), ("test/", "test")):
             true = torch.cat([states.target[states.paired] for _, states in found[split]]).double()
             translated = torch.cat([rows[states.paired] for rows, states in found[split]]).double()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_modules.caches.activation_cache import GIGABYTE, ActivationCache, place
+from data_modules.caches.activation_cache import GIGABYTE, ActivationCache, state_key
 from registries import UserError
 from registries.partial_files import machine
 
@@ -26,13 +26,13 @@ BLOCKS = torch.arange(4 * LENGTH).view(4, LENGTH)
 class Counting:
     """States that depend on the place and the tokens, and a record of the blocks that they were asked for."""
 
-    def __init__(self, places, dtype=torch.float32):
-        self.places, self.dtype, self.seen = places, dtype, []
+    def __init__(self, keys, dtype=torch.float32):
+        self.keys, self.dtype, self.seen = keys, dtype, []
 
     def __call__(self, block):
         self.seen.append(block.clone())
         states = block[..., None].float() + torch.arange(WIDTH) / 7
-        return {name: (states * (index + 1)).to(self.dtype) for index, name in enumerate(self.places)}
+        return {name: (states * (index + 1)).to(self.dtype) for index, name in enumerate(self.keys)}
 
 
 @pytest.fixture
@@ -159,12 +159,12 @@ IDENTITY = {"weights": "0" * 64, "precision": "32-true", "module": "model.layers
 
 @pytest.mark.parametrize("key", IDENTITY)
 def test_the_name_of_a_place_depends_on_everything(key):
-    assert place(**IDENTITY) != place(**{**IDENTITY, key: IDENTITY[key] + "1"})
-    assert place(**IDENTITY) != place(**{name: value for name, value in IDENTITY.items() if name != key})
+    assert state_key(**IDENTITY) != state_key(**{**IDENTITY, key: IDENTITY[key] + "1"})
+    assert state_key(**IDENTITY) != state_key(**{name: value for name, value in IDENTITY.items() if name != key})
 
 
 def test_the_name_of_a_place_does_not_depend_on_the_order():
-    assert place(**IDENTITY) == place(**dict(reversed(IDENTITY.items())))
+    assert state_key(**IDENTITY) == state_key(**dict(reversed(IDENTITY.items())))
 
 
 # Damage

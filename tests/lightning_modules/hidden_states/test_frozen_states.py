@@ -12,7 +12,7 @@ from lightning_modules.hidden_states.recorded_calls import Calls, record_calls
 from lightning_modules.stages import STAGES
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from registries.architectures import architecture_of
 from tests.rules import difference, disturb_cores, language_model, logits, tokens
 
@@ -174,7 +174,7 @@ def test_the_output_of_a_block_and_the_input_of_the_next_are_places_of_their_own
     model = language_model("llama", num_layers=3)
     paths = [part_path(model, layer, which) for layer in range(3) for which in ("attention", "block")]
     wanted = {f"{path} {side}": (path, side) for path in paths for side in ("input", "output")}
-    places = FrozenStates(model, wanted, cache, {"weights": "w"}).places
+    places = FrozenStates(model, wanted, cache, {"weights": "w"}).keys
     assert len(set(places.values())) == len(wanted)
 
 
@@ -189,7 +189,7 @@ def test_states_reserve_what_they_take(dtype, cache, monkeypatch):
     for visits in (5, 100):
         states.reserve(blocks, visits)
     found = states(tokens(model, 1, 12))["input"]
-    places, size = list(states.places.values()), found.numel() * found.element_size()
+    places, size = list(states.keys.values()), found.numel() * found.element_size()
     assert asked == [(places, blocks, 5, size), (places, blocks, 7, size)]
 
 
@@ -205,7 +205,7 @@ def prepared(make_module, make_stage):
     ):
         module = make_module(replacement, family, layers=layers, num_layers=num_layers, **options)
         parameters = attention_parameters(module.model, layers if train is None else train)
-        part(module.original, parameters.values())
+        separate(module.original, parameters.values())
         thaw(module.model, parameters)
         workspace = dataclasses.replace(make_stage(module, "next_token").workspace, changes=changes or {})
         return module.model, workspace
@@ -317,7 +317,7 @@ def test_what_lies_outside_of_the_layers_counts_as_the_lowest(which, prepared):
 
 
 def place_of(model, workspace):
-    (where,) = FrozenPrefix(model, workspace).states.places.values()
+    (where,) = FrozenPrefix(model, workspace).states.keys.values()
     return where
 
 
@@ -336,7 +336,7 @@ def test_the_place_is_that_of_the_untouched_models_states(prepared, cache):
     model, workspace = prepared()
     wanted = {"states": ("model.layers.1", "output")}
     states = FrozenStates(workspace.original, wanted, cache, workspace.identity)
-    assert place_of(model, workspace) == states.places["states"]
+    assert place_of(model, workspace) == states.keys["states"]
 
 
 def test_the_place_depends_on_the_lowest_layer_that_trains(prepared):
@@ -365,7 +365,7 @@ def test_trained_weights_below_are_another_place(which, family, prepared):
     changing = (
         model.get_input_embeddings() if which == "embeddings" else model.get_submodule(part_path(model, 1, which))
     )
-    part(workspace.original, list(changing.parameters()))
+    separate(workspace.original, list(changing.parameters()))
     for _ in range(2):
         with torch.no_grad():
             next(changing.parameters()).add_(0.01)
@@ -386,7 +386,7 @@ def test_lora_below_is_another_place(family, prepared):
         for parameter in added:
             parameter.normal_()
     trained = FrozenPrefix(model, workspace)
-    assert len({plain, *prefix.states.places.values(), *trained.states.places.values()}) == 3
+    assert len({plain, *prefix.states.keys.values(), *trained.states.keys.values()}) == 3
     with trained.read_back(text):
         found = logits(model, text)
     assert difference(found, logits(model, text)) < 1e-5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from tests.rules import language_model, logits, tokens
 
@@ -12,7 +12,7 @@ LAYERS = 3
 
 
 def states_at(model, layer, text):
-    path, side = site(model, layer)
+    path, side = block_entry(model, layer)
     return getattr(record_calls(model, [path], text)[path], side)
 
 

@@ -3,7 +3,7 @@ import torch
 
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from lightning_modules.training.imitation import EARLY_WEIGHT
 from registries.architectures import architecture_of
 from tests.rules import disturb_cores, logits, tokens
@@ -22,7 +22,7 @@ def operate(make_module, make_stage):
         module = make_module("toroidal", family, layers, init, dtype, options, num_layers)
         disturb_cores(module.model)
         stage = make_stage(module, "block_wise", cache=cache, **keys)
-        part(module.original, stage.parameters(module.model).values())
+        separate(module.original, stage.parameters(module.model).values())
         thaw(module.model, stage.parameters(module.model))
         return module.model, stage
 

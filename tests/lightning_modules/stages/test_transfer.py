@@ -4,7 +4,7 @@ import torch
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.stages import STAGES
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from lightning_modules.training.imitation import EARLY_WEIGHT
 from registries.architectures import architecture_of
 from tests.rules import disturb_cores, language_model, tokens
@@ -98,7 +98,7 @@ def test_nothing_above_the_highest_replaced_layer_runs_and_nothing_twice(operate
 def test_it_learns_what_several_layers_did(family, operate):
     model, stage = operate(family, [0, 2], init="random", depth=2)
     text = tokens(model, 4, 12)
-    part(stage.workspace.original, stage.parameters(model).values())
+    separate(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
     optimizer = torch.optim.AdamW(stage.parameters(model).values(), lr=1e-2)
     losses = []
@@ -115,7 +115,7 @@ def test_it_trains_the_replaced_attention_and_nothing_else(operate):
     model, stage = operate("llama", [0, 2], depth=2)
     assert stage.parameters(model) == attention_parameters(model, [0, 2])
     disturb_cores(model)
-    part(stage.workspace.original, stage.parameters(model).values())
+    separate(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
     stage.loss(model, {"input_ids": tokens(model, 2, 12)})[0].backward()
     for name, parameter in model.named_parameters():
@@ -126,7 +126,7 @@ def test_it_trains_the_replaced_attention_and_nothing_else(operate):
 def test_it_works_in_a_bf16_model_with_fp32_masters(operate):
     model, stage = operate("llama", [0, 1], depth=2, lambda_distance=1.0)
     model.bfloat16()  # and so the original, which shares the parameters
-    part(stage.workspace.original, stage.parameters(model).values())
+    separate(stage.workspace.original, stage.parameters(model).values())
     thaw(model, stage.parameters(model))
     loss, *_ = stage.loss(model, {"input_ids": tokens(model, 2, 12)})
     loss.backward()

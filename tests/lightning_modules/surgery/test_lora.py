@@ -8,13 +8,13 @@ from peft import PeftModel
 import score
 import train
 from lightning_modules import load_module
-from lightning_modules.surgery.lora import lora_parameters, merge, place, plain_weights
-from lightning_modules.surgery.peft_folder import load_adapter, save_adapter
+from lightning_modules.surgery.lora import lora_parameters, merge, place_lora, plain_weights
+from lightning_modules.surgery.peft_folder import load_lora_folder, save_lora_folder
 from lightning_modules.surgery.trained_parameters import attention_parameters, select_parameters, thaw
-from lightning_modules.surgery.twins import part, twin
+from lightning_modules.surgery.twins import separate, twin
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.trainer import fit
-from lightning_modules.weights import ADAPTER_FOLDER
+from lightning_modules.weights import LORA_FOLDER
 from registries import PLACEMENTS, UserError
 from registries.placements.placement import CHANGES_WEIGHTS
 from studies.config.compose import compose
@@ -54,7 +54,7 @@ def put(model, name="hybrid", variant="lora", init="kaiming", **options):
     default = OPTIONS.get(name, {"rank": 4})
     rows = PLACEMENTS.build(name, model=model, variant=variant, **default)
     torch.manual_seed(0)
-    return place(model, rows, 8.0, variant=variant, init=init, batches=batches, loss=mean_loss, **options)
+    return place_lora(model, rows, 8.0, variant=variant, init=init, batches=batches, loss=mean_loss, **options)
 
 
 def learn(model, steps=2):
@@ -136,7 +136,7 @@ def test_what_comes_from_data_needs_data():
     rows = PLACEMENTS.build("attention", model=model, rank=4)
     for init in ("eva", "lora_ga"):
         with pytest.raises(UserError, match=f"init={init} needs training data"):
-            place(model, rows, init=init)
+            place_lora(model, rows, init=init)
 
 
 @pytest.mark.parametrize(("variant", "scaling"), [("lora", 8 / 4), ("rslora", 8 / 2), ("dora", 8 / 4)])
@@ -155,7 +155,7 @@ def test_the_original_stays_as_it_is(family, init):
     original, before = twin(model), logits(model, text_of(model))
     if init in CHANGES_WEIGHTS:
         rows = PLACEMENTS.build("hybrid", model=model, parts=PARTS)
-        part(original, [model.get_submodule(row.module).weight for row in rows])
+        separate(original, [model.get_submodule(row.module).weight for row in rows])
     put(model, init=init)
     assert logits(original, text_of(model)).equal(before)
     learn(model)
@@ -168,10 +168,10 @@ def test_the_original_stays_as_it_is(family, init):
 def test_the_original_of_a_study_stays_as_it_is(init, small):
     from data_modules import build_data_module
     from lightning_modules.load import load_language_model, operate
-    from lightning_modules.options import build_source, plain
+    from lightning_modules.options import model_loader, plain
 
     cfg = plain(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
-    source = build_source(cfg)
+    source = model_loader(cfg)
     module = load_language_model(cfg, source, source.tokenizer())
     before = logits(module.original, text_of(module.model))
     operate(module, cfg, build_data_module(cfg, module.tokenizer))
@@ -241,9 +241,9 @@ def test_a_saved_adapter_is_loaded_by_peft(variant, family, init, tmp_path):
     learn(model)
     text, expected = text_of(model), logits(model, text_of(model))
     assert difference(expected, before) > 1e-3
-    save_adapter(model, placed, tmp_path, "some/model")
+    save_lora_folder(model, placed, tmp_path, "some/model")
     loaded = copy.deepcopy(plain)
-    load_adapter(loaded, tmp_path)
+    load_lora_folder(loaded, tmp_path)
     assert difference(logits(loaded, text), expected) < 1e-5
     assert not any(parameter.isnan().any() for parameter in loaded.parameters())
     by_peft = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).eval()
@@ -255,7 +255,7 @@ def test_a_saved_adapter_is_loaded_by_peft(variant, family, init, tmp_path):
 
 def test_the_folder_tells_its_base_and_is_plain_json(tmp_path):
     model = language_model("llama")
-    save_adapter(model, put(model), tmp_path, "some/model")
+    save_lora_folder(model, put(model), tmp_path, "some/model")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "some/model"
     assert config["peft_type"] == "LORA"
@@ -265,16 +265,16 @@ def test_the_folder_tells_its_base_and_is_plain_json(tmp_path):
 
 def test_an_adapter_of_another_model_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no LoRA"):
-        load_adapter(language_model("llama"), tmp_path)
+        load_lora_folder(language_model("llama"), tmp_path)
     model = language_model("llama")
-    save_adapter(model, put(model), tmp_path, None)
+    save_lora_folder(model, put(model), tmp_path, None)
     with pytest.raises(UserError, match="another model"):
-        load_adapter(language_model("llama", num_layers=1), tmp_path)
+        load_lora_folder(language_model("llama", num_layers=1), tmp_path)
 
 
 def test_an_empty_table_is_an_error():
     with pytest.raises(UserError, match="no linear layer"):
-        place(language_model("llama"), [])
+        place_lora(language_model("llama"), [])
 
 
 # Runs
@@ -307,7 +307,7 @@ def test_a_finished_run_is_loaded_with_its_scores(overrides, run, small):
     assert (metrics["params/trainable"] == lora) == ("replacement=toroidal" not in overrides)
     assert lora == sum(table["parameters_by_role"].values()) == sum(table["parameters_by_layer"].values())
     assert bool(table["scores"]) == ("placement=importance" in overrides)
-    assert (folder / ADAPTER_FOLDER / "adapter_model.safetensors").is_file()
+    assert (folder / LORA_FOLDER / "adapter_model.safetensors").is_file()
     assert load_module(folder).model.get_submodule(table["rows"][0]["module"]).lora_A["default"] is not None
     again = score.score(scored_by(small(), folder))
     assert again["loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
@@ -321,8 +321,8 @@ def test_modules_with_cores_keep_their_cores(make_module, tmp_path):
     plain = copy.deepcopy(module.model)
     placed = put(module.model)
     learn(module.model)
-    save_adapter(module.model, placed, tmp_path, None)
-    load_adapter(plain, tmp_path)
+    save_lora_folder(module.model, placed, tmp_path, None)
+    load_lora_folder(plain, tmp_path)
     text = text_of(plain)
     assert logits(plain, text).equal(logits(module.model, text))
 
@@ -372,10 +372,12 @@ def test_dropout_acts_in_training_and_nowhere_else(run):
 def test_eva_joins_batches_that_are_shorter_than_the_rank():
     model = language_model("llama")
     rows = PLACEMENTS.build("attention", model=model, rank=28)
-    place(model, rows, init="eva", batches=lambda: [{"input_ids": batch["input_ids"][:1]} for batch in batches()])
+    place_lora(model, rows, init="eva", batches=lambda: [{"input_ids": batch["input_ids"][:1]} for batch in batches()])
     with pytest.raises(UserError, match="at least as many tokens as the rank, 40"):
         rows = PLACEMENTS.build("feed_forward", model=language_model("llama"), rank=40, layers=[0])
-        place(language_model("llama"), rows, init="eva", batches=lambda: [{"input_ids": batches()[0]["input_ids"]}])
+        place_lora(
+            language_model("llama"), rows, init="eva", batches=lambda: [{"input_ids": batches()[0]["input_ids"]}]
+        )
 
 
 @pytest.mark.parametrize("family", ["phi", "gpt_neox"])
@@ -383,7 +385,7 @@ def test_eva_keeps_the_ranks_of_layers_that_share_their_input(family):
     model = language_model(family)
     parts = [{"roles": ["attention"], "layers": "all", "rank": 3}, {"roles": ["mlp"], "layers": "all", "rank": 5}]
     rows = PLACEMENTS.build("hybrid", model=model, parts=parts)
-    place(model, rows, init="eva", batches=batches)
+    place_lora(model, rows, init="eva", batches=batches)
     for row in rows:
         assert len(model.get_submodule(row.module).lora_A["default"].weight) == row.rank
 
@@ -391,7 +393,7 @@ def test_eva_keeps_the_ranks_of_layers_that_share_their_input(family):
 def test_orthogonal_matrices_change_nothing_in_bf16():
     model = language_model("llama").to(torch.bfloat16)
     before = logits(model, text_of(model))
-    place(model, PLACEMENTS.build("all_linear", model=model, rank=4), init="orthogonal")
+    place_lora(model, PLACEMENTS.build("all_linear", model=model, rank=4), init="orthogonal")
     assert difference(logits(model, text_of(model)), before) < 1e-5
 
 

@@ -3,7 +3,7 @@ import torch
 
 from lightning_modules.surgery.replaced_attention import bias_range, replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
-from lightning_modules.surgery.twins import part, twin
+from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
 from tests.rules import difference, language_model, logits, tokens
@@ -83,7 +83,7 @@ def test_a_twin_stays_what_the_model_was(family, init):
     assert set(original.parameters()) == set(model.parameters())  # no copies
     replace_attention(model, "toroidal", [1], init, {"depth": 4})
     changing = attention_parameters(model, [1])
-    part(original, changing.values())
+    separate(original, changing.values())
     for parameter in changing.values():
         torch.nn.init.normal_(parameter)
     assert difference(logits(model, text), before) > 1e-3
@@ -95,7 +95,7 @@ def test_tied_weights_of_a_twin_stay_tied():
     model = language_model("gpt2")
     original, head = twin(model), model.get_output_embeddings().weight
     assert head is model.get_input_embeddings().weight
-    part(original, [head])
+    separate(original, [head])
     assert original.get_output_embeddings().weight is original.get_input_embeddings().weight is not head
 
 

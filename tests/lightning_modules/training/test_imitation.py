@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.surgery.trained_parameters import thaw
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from lightning_modules.training.imitation import EARLY_WEIGHT, AttentionWeights, relative_error
 from registries.architectures import architecture_of
 from tests.rules import disturb_cores, tokens
@@ -68,7 +68,7 @@ def compare(make_module):
         architecture = architecture_of(module.model.config.model_type)
         path = architecture.attention_path(layer)
         parameters = dict(module.model.get_submodule(path).named_parameters(prefix=path))
-        part(module.original, parameters.values())
+        separate(module.original, parameters.values())
         thaw(module.model, parameters)
         weights = AttentionWeights(module.original, [layer])
         record = record_calls(module.original, [path], tokens(module.model, 2, 12))[path]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.output_head import final_states, output_logits
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
-from lightning_modules.surgery.twins import part
+from lightning_modules.surgery.twins import separate
 from lightning_modules.training.objectives import EndToEnd, divergence, next_token_nll
 from tests.rules import difference, disturb_cores, language_model, logits, tokens
 
@@ -206,7 +206,7 @@ def prepared(make_module, make_stage):
         module = make_module("toroidal", family, layers, num_layers=num_layers, **options)
         disturb_cores(module.model)
         parameters = attention_parameters(module.model, layers)
-        part(module.original, parameters.values())
+        separate(module.original, parameters.values())
         thaw(module.model, parameters)
         return module.model, make_stage(module, "next_token", loss_chunk_size=chunk).workspace
 
@@ -275,7 +275,7 @@ def test_the_cache_changes_nothing(make_module, make_stage):
     for cache in (True, False):
         module = make_module("toroidal", layers=[2], num_layers=3)
         parameters = attention_parameters(module.model, [2])
-        part(module.original, parameters.values())
+        separate(module.original, parameters.values())
         thaw(module.model, parameters)
         workspace = make_stage(module, "next_token", cache=cache).workspace
         for objective in ("next_token", "kl"):

@@ -80,13 +80,13 @@ def test_final_states_reserve_what_they_take(dtype, workspace_of, monkeypatch):
     states = teacher.final_states(tokens(module.model, 1, 12))
     assert states.dtype == dtype
     size = states.numel() * states.element_size()
-    assert asked == [([teacher.place], blocks, 5, size), ([teacher.place], blocks, 7, size)]
+    assert asked == [([teacher.key], blocks, 5, size), ([teacher.key], blocks, 7, size)]
 
 
 def test_another_untouched_model_is_another_place(workspace_of):
     _, workspace = workspace_of()
     others = [dataclasses.replace(workspace, identity={"weights": name}) for name in ("a", "b")]
-    assert len({Teacher(each).place for each in [workspace, *others]}) == 3
+    assert len({Teacher(each).key for each in [workspace, *others]}) == 3
 
 
 # Another model
@@ -114,7 +114,7 @@ def test_the_states_of_two_teachers_are_not_mixed_up(workspace_of, folder_of):
     models = [language_model("llama", seed=seed) for seed in (3, 4)]
     teachers = [Teacher(workspace, folder_of(model, f"teacher{index}")) for index, model in enumerate(models)]
     teachers.append(Teacher(workspace))
-    assert len({teacher.place for teacher in teachers}) == 3
+    assert len({teacher.key for teacher in teachers}) == 3
     for _ in range(2):
         for teacher, model in zip(teachers, [*models, module.original], strict=True):
             with torch.no_grad():
@@ -124,7 +124,7 @@ def test_the_states_of_two_teachers_are_not_mixed_up(workspace_of, folder_of):
 def test_the_same_teacher_in_another_folder_shares_its_states(workspace_of, folder_of):
     _, workspace = workspace_of()
     model = language_model("llama", seed=3)
-    assert Teacher(workspace, folder_of(model, "a")).place == Teacher(workspace, folder_of(model, "b")).place
+    assert Teacher(workspace, folder_of(model, "a")).key == Teacher(workspace, folder_of(model, "b")).key
 
 
 def test_the_same_weights_with_another_config_are_another_teacher(workspace_of, folder_of):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.two_models.continuation import Continuation
 from tests.rules import ALLOWED, difference, language_model, tokens
@@ -19,7 +19,7 @@ def without_cache(model, layer, states, new, first):
     shown = [] if first is None or layer == 0 else [first]
     text = torch.tensor([[*shown, *new]])
     places = torch.tensor([[*[0] * len(shown), *range(length, length + len(new))]])
-    path, side = site(model, layer)
+    path, side = block_entry(model, layer)
     seen = {}
 
     def note(module, args, kwargs, output):
@@ -47,7 +47,7 @@ def test_equals_passes_without_cache_with_prompts_of_different_lengths(family, l
     new = tokens(model, 2, NEW)
     with torch.no_grad():
         writer = Continuation(model, layer)
-        found = [writer.begin(states, mask, first), *(writer.step(new[:, place, None]) for place in range(NEW))]
+        found = [writer.begin(states, mask, first), *(writer.step(new[:, site, None]) for site in range(NEW))]
     found = torch.stack(found, 1)
     for row, padding in ((0, 0), (1, 4)):
         expected = without_cache(model, layer, states[row : row + 1, padding:], new[row].tolist(), first)
@@ -58,7 +58,7 @@ def test_equals_passes_without_cache_with_prompts_of_different_lengths(family, l
 def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
     model = language_model(family, num_layers=LAYERS)
     prompt = tokens(model, 1, PROMPT)
-    path, _ = site(model, 0)
+    path, _ = block_entry(model, 0)
     states = record_calls(model, [path], prompt)[path].input
     with torch.no_grad():
         writer, text = Continuation(model, 0), prompt
@@ -82,6 +82,6 @@ def test_many_tokens_at_once_are_read_as_one_by_one(family, layer):
         single, whole = Continuation(model, layer), Continuation(model, layer)
         for writer in (single, whole):
             writer.begin(states, mask, 3)
-        for place in range(NEW):
-            last = single.step(new[:, place, None])
+        for site in range(NEW):
+            last = single.step(new[:, site, None])
         assert difference(whole.step(new), last) <= ALLOWED

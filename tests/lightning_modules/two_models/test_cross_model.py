@@ -7,7 +7,7 @@ from torch import nn
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.hidden_states.frozen_states import model_identity
-from lightning_modules.hidden_states.injection import injected, site
+from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.two_models.adapter_training import AdapterTraining
@@ -65,9 +65,9 @@ def crossing(cache, sites, adapter, target="llama", source="gpt2", source_tokeni
 def crossed_logits(module, blocks):
     """Logits of the target at each site, as scoring computes them."""
     found = {}
-    for place, states in module.read(blocks).items():
-        with torch.no_grad(), module.stitched(place, module.translate(place, states)):
-            found[place] = module.logits({"input_ids": blocks})
+    for site, states in module.read(blocks).items():
+        with torch.no_grad(), module.stitched(site, module.translate(site, states)):
+            found[site] = module.logits({"input_ids": blocks})
     return found
 
 
@@ -101,39 +101,39 @@ def test_a_token_does_not_change_what_is_predicted_before_it(cache, adapter, lay
     module = crossing(cache, [Site(1, layer)], adapter)
     block = text_blocks(WORDS)[:1]
     (before,) = crossed_logits(module, block).values()
-    for place in (5, 13):
+    for site in (5, 13):
         changed = block.clone()
-        changed[0, place] = WORDS(" of")["input_ids"][0]
+        changed[0, site] = WORDS(" of")["input_ids"][0]
         (after,) = crossed_logits(module, changed).values()
-        assert after[0, :place].equal(before[0, :place])
+        assert after[0, :site].equal(before[0, :site])
         if adapter != "mean":
-            assert not after[0, place + 1 :].allclose(before[0, place + 1 :])
+            assert not after[0, site + 1 :].allclose(before[0, site + 1 :])
 
 
 def test_the_first_token_gets_a_constant_and_unpaired_ones_the_mean(cache):
     module = crossing(cache, [Site(1, 1)], "linear")
-    place, blocks = Site(1, 1), text_blocks(WORDS)
-    bridge = module.bridge_at(place)
-    translated = module.translate(place, module.read(blocks)[place])
+    site, blocks = Site(1, 1), text_blocks(WORDS)
+    bridge = module.bridge_at(site)
+    translated = module.translate(site, module.read(blocks)[site])
     assert (translated[:, 0] == bridge.first).all()
-    alone = record_calls(module.model, [site(module.model, 1)[0]], torch.tensor([[WORDS.eos_token_id]]))
-    torch.testing.assert_close(bridge.first, alone[site(module.model, 1)[0]].output[0, 0])
-    states = module.read(blocks)[place]
+    alone = record_calls(module.model, [block_entry(module.model, 1)[0]], torch.tensor([[WORDS.eos_token_id]]))
+    torch.testing.assert_close(bridge.first, alone[block_entry(module.model, 1)[0]].output[0, 0])
+    states = module.read(blocks)[site]
     hidden = states._replace(paired=torch.zeros_like(states.paired))
-    assert (module.translate(place, hidden)[:, 1:] == bridge.mean).all()
+    assert (module.translate(site, hidden)[:, 1:] == bridge.mean).all()
     assert bridge(states.source, hidden.paired)[:, 1:].unique(dim=1).shape[1] == 1
 
 
 def test_what_is_measured_of_a_site(cache):
     module = crossing(cache, [Site(1, 1)], "ridge")
-    blocks, place = text_blocks(WORDS), Site(1, 1)
-    rows = [module.states(block)[place] for block in blocks]
+    blocks, site = text_blocks(WORDS), Site(1, 1)
+    rows = [module.states(block)[site] for block in blocks]
     target = torch.cat([each.target[each.paired] for each in rows]).double()
-    measured = measure(module.states, blocks)[place]
+    measured = measure(module.states, blocks)[site]
     assert measured.statistics.everything.rows == len(target) <= blocks[:, 1:].numel()
     torch.testing.assert_close(measured.statistics.everything.means()[1], target.mean(0))
     variance = (target - target.mean(0)).square().sum(1).mean().float()
-    torch.testing.assert_close(module.bridge_at(place).variance, variance)
+    torch.testing.assert_close(module.bridge_at(site).variance, variance)
 
 
 def test_several_sites_are_scored_apart_and_the_loss_is_their_mean(cache):
@@ -164,11 +164,11 @@ def test_divergence_is_from_what_the_target_predicts_by_itself(cache):
 
 def test_shuffled_states_are_those_of_the_next_block(cache):
     module, blocks = crossing(cache, [Site(1, 1)], "ridge"), text_blocks(WORDS)
-    shuffled, place = ShuffledStates(module.states, blocks), Site(1, 1)
+    shuffled, site = ShuffledStates(module.states, blocks), Site(1, 1)
     for index in range(len(blocks)):
-        found, other = shuffled(blocks[index])[place], module.states(blocks[(index + 1) % len(blocks)])[place]
+        found, other = shuffled(blocks[index])[site], module.states(blocks[(index + 1) % len(blocks)])[site]
         assert found.source.equal(other.source) and found.paired.equal(other.paired)
-        assert found.target.equal(module.states(blocks[index])[place].target)
+        assert found.target.equal(module.states(blocks[index])[site].target)
 
 
 def test_each_model_reads_each_block_once(cache):
@@ -270,8 +270,8 @@ class TestTraining:
         module, blocks = crossing(cache, [Site(0, 1), Site(1, 2)], "linear"), text_blocks(WORDS)[:2]
         both = self.stage(module).loss(module.model, {"input_ids": blocks}).total
         apart = [crossing(cache, [each], "linear") for each in (Site(0, 1), Site(1, 2))]
-        for one, place in zip(apart, (Site(0, 1), Site(1, 2)), strict=True):
-            one.bridge_at(place).load_state_dict(module.bridge_at(place).state_dict())
+        for one, site in zip(apart, (Site(0, 1), Site(1, 2)), strict=True):
+            one.bridge_at(site).load_state_dict(module.bridge_at(site).state_dict())
         singles = [self.stage(one).loss(one.model, {"input_ids": blocks}).total for one in apart]
         assert both.item() == pytest.approx(sum(each.item() for each in singles) / 2, rel=1e-5)
 

@@ -61,7 +61,7 @@ def test_noise_has_the_mean_and_the_size_of_the_targets_states(module, questions
     monkeypatch.setattr(
         communication,
         "begin",
-        lambda module, place, states, mask: seen.append(states) or real(module, place, states, mask),
+        lambda module, site, states, mask: seen.append(states) or real(module, site, states, mask),
     )
     list(right_answers(module, questions, Site(0, 0), "random"))
     rows = [module.states(block)[Site(0, 0)] for block in text_blocks(WORDS)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT2Config
 
 import train
-from lightning_modules.surgery.lora import lora_parameters, place
+from lightning_modules.surgery.lora import lora_parameters, place_lora
 from registries import MODELS, PLACEMENTS, UserError
 from registries.architectures import architecture_of
 from registries.model_shape import linear_sizes, shape_of
@@ -101,7 +101,7 @@ def test_known_numbers_of_parameters(name, options, expected, gpt2_medium):
     rows = PLACEMENTS.build(name, model=gpt2_medium, rank=16, **options)
     assert total(rows) == expected
     model = meta_model(gpt2_medium.config)
-    place(model, rows)
+    place_lora(model, rows)
     assert sum(parameter.numel() for parameter in lora_parameters(model).values()) == expected
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
 
@@ -143,7 +143,7 @@ def test_all_linear_layers_of_the_blocks_have_roles(name):
 def test_the_table_counts_what_is_injected(variant, family):
     model = meta_model(config_of(family))
     rows = build("hybrid", model, variant=variant)
-    place(model, rows, variant=variant)
+    place_lora(model, rows, variant=variant)
     found = lora_parameters(model)
     for row in rows:
         assert row.parameters == sum(p.numel() for name, p in found.items() if name.startswith(f"{row.module}.lora_"))

@@ -69,7 +69,7 @@ def is_irrelevant(path):
 def test_every_key_changes_it_or_cannot_matter(study, monkeypatch):
     """The model's files count by content, see below."""
     monkeypatch.setattr("studies.run.fingerprint._identity", lambda source: "content")
-    monkeypatch.setattr("studies.run.fingerprint.build_source", lambda cfg, which: None)
+    monkeypatch.setattr("studies.run.fingerprint.model_loader", lambda cfg, which: None)
     monkeypatch.setattr("studies.run.fingerprint.run_code", lambda cfg: "code")
     cfg = composed(STUDIES[study])
     before = fingerprint(cfg, "data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
-class ModelSource(Protocol):
+class ModelLoader(Protocol):
     """What a registered model builds. Arguments of a source are the keys of its config group option."""
 
     def config(self) -> dict[str, Any] | None:

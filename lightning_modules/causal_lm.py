@@ -16,8 +16,7 @@ from data_modules.encoding import StartToken, start_token
 from lightning_modules.inputs import batch_rows, model_inputs, positions_of, scored_labels
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
-from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
-from lightning_modules.options import optimizer_options, split
+from lightning_modules.optimizers import OPTIMIZERS, OptimizerSettings, scaled_lr, schedule_factor
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages.stage import Stage, blocks_per_pass
 from lightning_modules.surgery.lora import Placed, train_dropouts
@@ -26,7 +25,6 @@ from lightning_modules.surgery.trained_parameters import thaw
 from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
-from registries.registry import defaults
 
 
 class NonFiniteLoss(Exception):
@@ -43,8 +41,7 @@ class CausalLMModule(LightningModule):
     Args:
         model: a transformers causal LM, before any surgery; `.original` stays as it is now.
         tokenizer: its tokenizer.
-        optimizer: the `optimizer` config group: name, arguments of the optimizer, schedule, warmup_steps, scale_lr,
-            base_batch_size.
+        optimizer: of what is trained; None where nothing is.
         gradient_clip_val: largest norm of the gradients of a step; None does not clip.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
         start_token: what stands before every text, see `data_modules.encoding.start_token`.
@@ -59,7 +56,7 @@ class CausalLMModule(LightningModule):
         self,
         model: nn.Module,
         tokenizer: Any,
-        optimizer: Mapping[str, Any] | None = None,
+        optimizer: OptimizerSettings | None = None,
         gradient_clip_val: float | None = None,
         gradient_checkpointing: bool = False,
         start_token: StartToken = "auto",
@@ -72,7 +69,7 @@ class CausalLMModule(LightningModule):
         self.original = twin(model)
         self.surgery: Surgery | None = None
         self.placement: Placed | None = None
-        self.optimizer_options = dict(optimizer or {"name": "adamw"})
+        self.optimizer_settings = optimizer
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
         self.stage_name = ""
@@ -124,14 +121,13 @@ class CausalLMModule(LightningModule):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        given, arguments = split(self.optimizer_options, optimizer_options)
-        shared, steps = {**defaults(optimizer_options), **given}, self.stage.steps
-        arguments["lr"] = scaled_lr(self.stage.lr, shared["scale_lr"], self.stage.batch_size, shared["base_batch_size"])
-        arguments["parameters"] = list(self.trained_parameters().values())
-        optimizer = OPTIMIZERS.build(self.optimizer_options["name"], **arguments)
-        warmup = max(1, steps // 20) if shared["warmup_steps"] is None else shared["warmup_steps"]
+        settings, stage = self.optimizer_settings, self.stage
+        lr = scaled_lr(stage.lr, settings.scale_lr, stage.batch_size, settings.base_batch_size)
+        parameters = list(self.trained_parameters().values())
+        optimizer = OPTIMIZERS.build(settings.name, **{**settings.arguments, "lr": lr, "parameters": parameters})
+        warmup = max(1, stage.steps // 20) if settings.warmup_steps is None else settings.warmup_steps
         factor = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, steps, shared["schedule"], warmup)
+            optimizer, lambda step: schedule_factor(step, stage.steps, settings.schedule, warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": factor}
 

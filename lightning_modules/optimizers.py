@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from registries.option import Option
 from registries.registry import Registry
 
 OPTIMIZERS = Registry("optimizer")
 
 Schedule = Literal["cosine", "linear", "constant"]
+Scaling = Literal["none", "sqrt", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Option):
+    """Of the group `optimizer`. The rate (`lr`) is the component's own key."""
+
+    base: ClassVar = "optimizer"
+
+    schedule: Schedule
+    warmup_steps: Annotated[int, Ge(0)] | None
+    scale_lr: Scaling
+    base_batch_size: Annotated[int, Ge(1)]
 
 
 @OPTIMIZERS.register("adamw")
@@ -55,7 +70,7 @@ def schedule_factor(step: int, steps: int, schedule: Schedule, warmup_steps: int
     }[schedule]
 
 
-def scaled_lr(lr: float, rule: Literal["none", "sqrt", "linear"], batch_size: int, base_batch_size: int) -> float:
+def scaled_lr(lr: float, rule: Scaling, batch_size: int, base_batch_size: int) -> float:
     """Learning rate for batches of `batch_size` blocks, where `lr` was found at `base_batch_size`."""
     ratio = batch_size / base_batch_size
     return lr * {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[rule]

@@ -11,9 +11,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
-from registries.model_shape import AttentionShape
 
 Frequencies = Literal["interleaved", "neighbouring"]
 

@@ -8,8 +8,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
-from registries.model_shape import AttentionShape
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _model_errors(cfg: Mapping[str, Any]) -> list[str]:
 def _dataset_errors(cfg: Mapping[str, Any]) -> list[str]:
     import data_modules
 
-    return data_modules.check(cfg["dataset"])
+    return data_modules.dataset_errors(cfg["dataset"])
 
 
 def _option_check(name: str) -> Callable[[Mapping[str, Any]], list[str]]:

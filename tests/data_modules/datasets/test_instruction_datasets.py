@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from data_modules import DATASETS, check
+from data_modules import DATASETS, dataset_errors
 from data_modules.datasets import instruction_datasets as instructions
 from data_modules.documents import SPLITS
 from data_modules.instruction_blocks import IGNORED
@@ -101,7 +101,7 @@ def test_the_config_says_what_the_component_says(name):
     conf = OmegaConf.load(Path(instructions.__file__).parents[2] / "conf" / "dataset" / f"{name}.yaml")
     defaults = DATASETS.describe(name)["parameters"]
     assert {key: conf[key] for key in defaults} == defaults
-    assert check(OmegaConf.to_container(conf)) == []
+    assert dataset_errors(OmegaConf.to_container(conf)) == []
 
 
 def test_templates_are_config(build, records):
@@ -495,7 +495,7 @@ def test_whole_prompts_are_left_alone(tmp_path, build):
     ],
 )
 def test_templates_that_cannot_be_right(keys, message):
-    assert any(message in error for error in check({"name": "alpaca", **keys}))
+    assert any(message in error for error in dataset_errors({"name": "alpaca", **keys}))
 
 
 def test_the_counts_are_of_what_is_scored(alpaca):

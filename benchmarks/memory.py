@@ -71,7 +71,7 @@ def _step(arguments: argparse.Namespace) -> tuple[int, float]:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
         text = torch.randint(config.vocab_size, (1, arguments.length))
         for _ in range(2):
-            loss = next_token_nll(model, text, text, arguments.chunk) / (arguments.length - 1)
+            loss = next_token_nll(model, ModelInput(text), text, arguments.chunk) / (arguments.length - 1)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from data_modules.encoding import StartToken
 from registries.option import Option, shared_keys, split_keys
-from registries.registry import Registry, nearest, parameters, wrong_arguments
+from registries.registry import Registry, wrong_arguments
 
 SIZES = {"train": "train_size", "validation": "val_size", "test": "test_size"}
 
@@ -51,14 +51,8 @@ def dataset_group_errors(registry: Registry, group: Mapping[str, Any]) -> list[s
     errors = [message for messages in wrong.values() for message in messages]
     if name not in registry:
         return registry.check(name, {}) + errors
-    # Unknown keys are told here, since the registry knows the component's keys only.
-    known = parameters(registry.get(name))
-    allowed = [*shared_keys(DatasetSettings), *known]
-    for key in [key for key in own if key not in known]:
-        errors.append(f"{label} has no key {key!r}{nearest(key, allowed)} Allowed: {', '.join(allowed)}")
-        del own[key]
     right = {key: value for key, value in shared.items() if key not in wrong}
     if hasattr(registry.get(name), "position_groups"):  # a SyntheticDataset
         endless = [key for key in SIZES.values() if key in right and right[key] is None]
         errors += [f"{label} makes its blocks without end: set dataset.{key} to a number of blocks" for key in endless]
-    return errors + registry.check(name, own, **right)
+    return errors + registry.check(name, own, shared=shared_keys(DatasetSettings), **right)

@@ -12,8 +12,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, positions_of, scored_labels
 from data_modules.encoding import StartToken, start_token
-from lightning_modules.inputs import batch_rows, model_inputs, positions_of, scored_labels
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS, OptimizerSettings, scaled_lr, schedule_factor
@@ -46,11 +46,17 @@ class CausalLMModule(LightningModule):
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
         start_token: what stands before every text, see `data_modules.encoding.start_token`.
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
+        original: the untouched model; None: the model as it is now.
+        surgery, placement: what was done to the model already.
+        token_bytes, position_groups: what is measured, see `measure`.
 
     Attributes:
         surgery: what was done to the model's attention, if anything was.
         placement: LoRA that was placed, if any was.
+        reads_two_models: whether the model reads what a source model makes of the text.
     """
+
+    reads_two_models = False
 
     def __init__(
         self,
@@ -61,19 +67,23 @@ class CausalLMModule(LightningModule):
         gradient_checkpointing: bool = False,
         start_token: StartToken = "auto",
         seed: int = 0,
+        original: nn.Module | None = None,
+        surgery: Surgery | None = None,
+        placement: Placed | None = None,
+        token_bytes: Tensor | None = None,
+        position_groups: Mapping[str, slice] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds only what trained
         self.model, self.tokenizer, self.start_token = model, tokenizer, start_token
-        self.original = twin(model)
-        self.surgery: Surgery | None = None
-        self.placement: Placed | None = None
+        self.original = twin(model) if original is None else original
+        self.surgery, self.placement = surgery, placement
         self.optimizer_settings = optimizer
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
         self.stage_name = ""
-        self.measure()
+        self.measure(token_bytes, position_groups)
 
     def measure(self, token_bytes: Tensor | None = None, position_groups: Mapping[str, slice] | None = None) -> None:
         """Set what is measured beside loss, perplexity and accuracy.
@@ -82,9 +92,34 @@ class CausalLMModule(LightningModule):
             token_bytes: (vocabulary,) UTF-8 bytes of each token, for bits per byte.
             position_groups: name -> slice of target positions whose loss is reported apart.
         """
-        self.position_groups = dict(position_groups or {})
+        self.token_bytes, self.position_groups = token_bytes, dict(position_groups or {})
         self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
         self.documents = DocumentNLL()
+
+    def construction(self) -> dict[str, Any]:
+        """The arguments that make another module of the same model, with what was done to it."""
+        return {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "optimizer": self.optimizer_settings,
+            "gradient_clip_val": self.gradient_clip_val,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "start_token": self.start_token,
+            "seed": self.seed,
+            "original": self.original,
+            "surgery": self.surgery,
+            "placement": self.placement,
+            "token_bytes": self.token_bytes,
+            "position_groups": self.position_groups,
+        }
+
+    def require_data(self, data: Any) -> None:
+        """Raise UserError unless the module can be scored on these data."""
+
+    def require_one_model(self, what: str) -> None:
+        """Raise UserError for a module of two models."""
+        if self.reads_two_models:
+            raise UserError(f"{what} is of one model, and this run has two (the source would be left out)")
 
     @cached_property
     def start(self) -> int | None:
@@ -190,7 +225,7 @@ class CausalLMModule(LightningModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """(batch, length, vocabulary) for a batch."""
-        inputs, mask = model_inputs(batch_rows(batch)), batch.get("attention_mask")
+        inputs, mask = ModelInput.of(batch).arguments, batch.get("attention_mask")
         if mask is not None:
             inputs = {"position_ids": positions_of(mask), **inputs, "attention_mask": mask}
         return self.model(**inputs, use_cache=False).logits

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from data_modules.block_settings import DatasetSettings
 
+from data_modules.dataset_settings import DatasetSettings
 from lightning_modules.optimizers import OptimizerSettings
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_option, read_section

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.inputs import positions_of
+from data_modules.batches import ModelInput, positions_of
 from lightning_modules.length_guard import length_limit
 from lightning_modules.nll import token_nll
 from lightning_modules.output_head import final_states, output_logits
@@ -147,7 +147,7 @@ def require_own_logits(model: nn.Module) -> None:
     was_training = model.training
     tokens = probe(model.eval())
     own = model(input_ids=tokens, labels=tokens, use_cache=False)  # labels, for once: to see the family's own loss
-    ours = output_logits(model, final_states(model, tokens))
+    ours = output_logits(model, final_states(model, ModelInput(tokens)))
     model.train(was_training)
     pairs = {"logits": (ours, own.logits), "loss": (token_nll(ours, tokens).mean(), own.loss)}
     for name, (computed, expected) in pairs.items():

@@ -31,7 +31,7 @@ class Option:
     base: ClassVar[str]  # the file in conf/base that holds the values of the shared keys
 
     name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
 
 
 def shared_keys(kind: type) -> list[str]:

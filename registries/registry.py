@@ -17,7 +17,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -123,16 +123,28 @@ class Registry:
             raise UserError(errors)
         return component.target(**arguments)
 
-    def check(self, name: str, arguments: dict[str, Any], given: Iterable[str] = (), **context: Any) -> list[str]:
+    def check(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        given: Iterable[str] = (),
+        shared: Sequence[str] = (),
+        label: str | None = None,
+        **context: Any,
+    ) -> list[str]:
         """Messages for everything that is wrong with `arguments`, without building anything.
 
-        `given` names parameters that the caller will supply when it builds; `context` is handed to the component's
-        own check as far as that asks for it; where something is missing that it asks for, it is left out.
+        Args:
+            given: parameters that the caller will supply when it builds.
+            shared: keys that stand beside the component's own in the config, and are allowed there too.
+            label: how messages begin; None: kind and name.
+            context: handed to the component's own check as far as that asks for it; where something is missing that
+                it asks for, it is left out.
         """
         if name not in self:
             return [self._unknown(name)]
         component = self._component(name)
-        wrong = wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
+        wrong = wrong_arguments(component.target, arguments, label or f"{self.kind} {name!r}", given, shared)
         errors = [message for messages in wrong.values() for message in messages]
         if component.check is not None:
             wanted = inspect.signature(component.check).parameters
@@ -186,7 +198,7 @@ def defaults(target: Any) -> dict[str, Any]:
     }
 
 
-def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
+def signature_errors(target: Any, arguments: Mapping[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
     """What is wrong with `arguments` as keyword arguments of `target`: unknown, missing, ill-typed, out of range.
 
     Types and ranges come from the annotations (`Literal`, `Annotated[int, Field(ge=1)]`, ...) and are checked by
@@ -197,15 +209,16 @@ def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: 
 
 
 def wrong_arguments(
-    target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()
+    target: Any, arguments: Mapping[str, Any], label: str, given: Iterable[str] = (), shared: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """As `signature_errors`: key -> what is wrong with it."""
+    """As `signature_errors`: key -> what is wrong with it. Keys in `shared` are named as allowed too."""
     from pydantic import ValidationError
 
     known, named, model = _arguments_model(target, frozenset(given))
     takes_any = any(item.kind is item.VAR_KEYWORD for item in known.values())
+    allowed = [*shared, *named]
     wrong = {
-        key: [f"{label} has no key {key!r}{nearest(key, named)} Allowed: {', '.join(named) or '(none)'}"]
+        key: [f"{label} has no key {key!r}{nearest(key, allowed)} Allowed: {', '.join(allowed) or '(none)'}"]
         for key in arguments
         if key not in known and not takes_any
     }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from registries import MODELS
+from registries import MODELS, PLACEMENTS
 from registries.layers import LayerSpec
 from registries.option import Option, split_keys
 from registries.placements.placement import Init, Variant
@@ -59,6 +59,11 @@ class PlacementSettings(Option):
     dropout: Annotated[float, Ge(0), Lt(1)]
     variant: Variant
     init: Init
+
+    def component_arguments(self) -> dict[str, Any]:
+        """The arguments of the component, without what is measured; some count the parameters of the variant."""
+        takes_variant = "variant" in parameters(PLACEMENTS.get(self.name))
+        return {**self.arguments, **({"variant": self.variant} if takes_variant else {})}
 
 
 @dataclass(frozen=True, kw_only=True)

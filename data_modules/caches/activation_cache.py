@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from data_modules.batches import ModelInput
 from registries.partial_files import clear_partial_files, partial_file
 from registries.registry import UserError
 
@@ -49,11 +50,11 @@ class ActivationCache:
         self.enabled = enabled
         self._uncached: set[str] = set()  # places for which there is no room
 
-    def reserve(self, keys: Sequence[str], blocks: Iterable[Tensor], entries: int, entry_bytes: int) -> bool:
+    def reserve(self, keys: Sequence[str], rows: Iterable[ModelInput], entries: int, entry_bytes: int) -> bool:
         """Make room at each place, before the work that needs it starts.
 
         Args:
-            blocks: rows of which some will be asked for, as in `fetch`; what is there of them needs no room.
+            rows: of which some will be asked for, as in `fetch`; what is there of them needs no room.
             entries: how many of them will be asked for.
             entry_bytes: size of an entry.
 
@@ -69,7 +70,7 @@ class ActivationCache:
             self._uncached.update(keys)
             return False
         self._uncached.difference_update(keys)
-        names = {_name(block) for block in blocks}
+        names = {row.digest() for row in rows}
         present = sum(min(entries, len(names & _names(self.folder / key))) for key in keys)
         needed = (entries * len(keys) - present) * entry_bytes
         if not needed and not os.access(self.folder, os.W_OK):
@@ -90,27 +91,26 @@ class ActivationCache:
         return True
 
     def fetch(
-        self, keys: Sequence[str], rows: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
+        self, keys: Sequence[str], inputs: ModelInput, compute: Callable[[ModelInput], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The activations of a batch at some places.
 
         Args:
-            rows: (batch, length) tokens, or (batch, length, 2) with their positions.
-            compute: gives the activations of one row (1, length) at every place, each (1, ...). Always of one, so
+            compute: gives the activations of one row at every place, each (1, ...). Always of one, so
                 that what an entry holds does not depend on the batch in which it was first needed.
 
         Returns:
             place -> (batch, ...).
         """
-        found = [self._row(keys, row[None], compute) for row in rows]
-        return {key: torch.cat([row[key] for row in found]) for key in keys}
+        rows = [self._row(keys, row, compute) for row in inputs.rows()]
+        return {key: torch.cat([row[key] for row in rows]) for key in keys}
 
-    def _row(self, keys: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
+    def _row(self, keys: Sequence[str], row: ModelInput, compute: Callable) -> dict[str, Tensor]:
         kept = self.enabled and self._uncached.isdisjoint(keys)
-        files = {key: self.folder / key / f"{_name(row)}{SUFFIX}" for key in keys} if kept else {}
+        files = {key: self.folder / key / f"{row.digest()}{SUFFIX}" for key in keys} if kept else {}
         found = {key: _read(file) for key, file in files.items()}
         if kept and all(tensor is not None for tensor in found.values()):
-            return {key: tensor.to(row.device) for key, tensor in found.items()}
+            return {key: tensor.to(row.tokens.device) for key, tensor in found.items()}
         computed = compute(row)
         for key, file in files.items():
             if found[key] is None:
@@ -150,11 +150,6 @@ def _last_used(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:  # another run has removed it
         return 0.0
-
-
-def _name(block: Tensor) -> str:
-    """The name of a block's entries, by its tokens."""
-    return hashlib.sha256(block.cpu().numpy().tobytes()).hexdigest()[:32]
 
 
 def _names(folder: Path) -> set[str]:

@@ -14,9 +14,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, is_real
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.hidden_states.recorded_calls import Calls
-from lightning_modules.inputs import batch_rows, is_real
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Loss, Workspace
 from lightning_modules.surgery.trained_parameters import attention_parameters
@@ -75,9 +75,9 @@ class BlockWise:
         self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        rows, positions, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
-        states, calls = self._states(rows), self._calls(rows)
-        total, parts, hidden = torch.zeros((), device=rows.device), {}, None
+        inputs, real = ModelInput.of(batch), is_real(batch)
+        states, calls = self._states(inputs), self._calls(inputs)
+        total, parts, hidden = torch.zeros((), device=inputs.tokens.device), {}, None
         for start, paths in self._groups.items():
             source, target = states[f"{start} input"], states[f"{start} output"]
             hidden = source if self.inputs == "original" or hidden is None else hidden.detach()
@@ -85,6 +85,6 @@ class BlockWise:
                 for path in paths:
                     hidden = calls[path](model.get_submodule(path), hidden)
             if start in self._learns:
-                error = relative_error(hidden, target, target.float() - source.float(), positions)[real].sum()
+                error = relative_error(hidden, target, target.float() - source.float(), inputs.positions)[real].sum()
                 total, parts[f"error_layer_{start}"] = total + error, error.detach()
         return Loss(total / len(self._learns), int(real.sum()), parts)

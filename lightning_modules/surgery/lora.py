@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, is_real
 from registries.placements.placement import CHANGES_WEIGHTS, NEEDS_DATA, Init, Linear, Row, Variant
 from registries.registry import UserError
 
@@ -143,15 +144,12 @@ def _from_inputs(model: nn.Module, config: Any, rows: Sequence[Row], batches: Ca
 
 def _joined(batches: Sequence[Mapping[str, Tensor]], tokens: int) -> list[dict[str, Tensor]]:
     """Inputs of a model, with so many real tokens in each: a decomposition needs at least its rank."""
-    from lightning_modules.inputs import batch_rows, is_real, model_inputs
-
-    joined, some = [], []
+    joined, gathered = [], []
     for batch in batches:
-        some.append(batch)
-        if sum(int(is_real(each).sum()) for each in some) >= tokens:
-            mask = torch.cat([is_real(each) for each in some])
-            joined.append({**model_inputs(torch.cat([batch_rows(each) for each in some])), "attention_mask": mask})
-            some = []
+        gathered.append({**ModelInput.of(batch).arguments, "attention_mask": is_real(batch)})
+        if sum(int(inputs["attention_mask"].sum()) for inputs in gathered) >= tokens:
+            joined.append({key: torch.cat([inputs[key] for inputs in gathered]) for key in gathered[0]})
+            gathered = []
     if not joined:
         raise UserError(
             f"placement.init=eva needs at least as many tokens as the rank, {tokens}, and the {len(batches)} batches "

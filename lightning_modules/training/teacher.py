@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import state_key
 from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.length_guard import guard_length
@@ -35,16 +38,16 @@ class Teacher:
         self.key = state_key(**identity, module=FINAL, side="output")
         self.width = self.model.config.get_text_config().hidden_size
 
-    def reserve(self, rows: Tensor, visits: int) -> bool:
+    def reserve(self, rows: Sequence[ModelInput], visits: int) -> bool:
         """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
-        entry_bytes = rows.shape[1] * self.width * self.model.dtype.itemsize
+        entry_bytes = max((row.tokens.shape[1] for row in rows), default=0) * self.width * self.model.dtype.itemsize
         return self.cache.reserve([self.key], rows, min(len(rows), visits), entry_bytes)
 
     @torch.no_grad()
-    def final_states(self, rows: Tensor) -> Tensor:
+    def final_states(self, inputs: ModelInput) -> Tensor:
         """Hidden states that go into the teacher's output head, (batch, length, its width)."""
         compute = lambda row: {self.key: final_states(self.model, row)}  # noqa: E731
-        return self.cache.fetch([self.key], rows, compute)[self.key]
+        return self.cache.fetch([self.key], inputs, compute)[self.key]
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:

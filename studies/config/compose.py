@@ -13,10 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from registries.option import CONF
 from registries.registry import UserError
 from studies.config.composer import Composer
 from studies.config.overrides import as_typed, read_lines, shown
-from studies.config.plugin_options import CONF, load_plugins, without_search_path
+from studies.config.plugin_options import load_plugins, without_search_path
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig:

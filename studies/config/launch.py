@@ -108,7 +108,7 @@ def _hand_to_hydra(run: Callable[[Any], Any], config_name: str, arguments: Seque
     """Run Hydra's main function. What it raises before a job has started is the command line's fault, and one line."""
     import hydra
 
-    from studies.config.plugin_options import CONF
+    from registries.option import CONF
 
     begun = False
 

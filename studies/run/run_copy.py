@@ -218,12 +218,12 @@ def _comparable(value: float) -> str:
     return "nan" if value != value else f"{max(-largest, min(largest, value)):.12g}"
 
 
-def destination_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dict[str, str]:
+def destination_of(uri: str, experiment: str, folder: Path, output_dir: Path) -> dict[str, str]:
     """Store and experiment that the copy of a folder belongs to, so that they can be found later, from anywhere."""
-    uri = portable(tracking["uri"], output_dir)
+    uri = portable(uri, output_dir)
     if uri == OWN and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
         uri = own_address(output_dir)
-    return {"uri": uri, "experiment": tracking["experiment"]}
+    return {"uri": uri, "experiment": experiment}
 
 
 def new_state(destination: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 from data_modules.data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
-from lightning_modules.training.trainer import evaluate
 from registries.registry import UserError
 from studies.run.files import make_folder, read_checked, write_checked
 from studies.run.ratios import share_of_gap
@@ -55,17 +54,6 @@ class Scores:
             print(f"{error}, or go on without what is not scored again")
             known = {}
         write_checked(file, known | {prefix: self.documents})
-
-
-def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -> Scores:
-    """Score a model on a split."""
-
-    def compute() -> Scores:
-        metrics = evaluate(module, data.loader(split), cfg["trainer"])
-        seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
-        return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
-
-    return from_first(compute)
 
 
 def record_share(record: RunRecord, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:

@@ -58,7 +58,7 @@ def _destination(path: Path, uri: str | None) -> dict[str, str] | None:
     destination = {key: state[key] for key in ("uri", "experiment")} if state else _configured(path)
     if destination is None or uri is None:
         return destination
-    return destination_of({**destination, "uri": uri}, path, path.parent.parent)
+    return destination_of(uri, destination["experiment"], path, path.parent.parent)
 
 
 def _configured(path: Path) -> dict[str, str] | None:

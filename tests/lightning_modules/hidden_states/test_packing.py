@@ -5,12 +5,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_modules import build_data_module
+from data_modules.batches import ModelInput, scored_labels
 from data_modules.blocks import BlockDataset
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.instruction_blocks import IGNORED, assemble
 from lightning_modules.hidden_states.frozen_prefix import FrozenPrefix
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.inputs import batch_rows, model_inputs, rows_of, scored_labels
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.training.objectives import EndToEnd, next_token_nll
@@ -71,7 +71,7 @@ def batch_of(blocks, rows=slice(None)):
 
 
 def packed_logits(model, blocks):
-    return logits(model, **model_inputs(batch_rows(batch_of(blocks))))
+    return logits(model, **model_inputs(ModelInput.of(batch_of(blocks))))
 
 
 def isolation_error(model, rows, blocks):
@@ -183,7 +183,7 @@ def test_a_validation_step_sums_what_single_examples_sum(make_module):
 def test_a_loss_in_chunks_is_the_same(chunk_size):
     model, rows = language_model("llama"), examples()
     batch = batch_of(blocks_of(rows, BINS))
-    total = next_token_nll(model, batch_rows(batch), scored_labels(batch), chunk_size)
+    total = next_token_nll(model, ModelInput.of(batch), scored_labels(batch), chunk_size)
     alone = sum(next_token_nll(model, torch.tensor([ids]), torch.tensor([labels])) for ids, labels in rows)
     assert total.item() == pytest.approx(alone.item(), rel=1e-5)
 
@@ -279,7 +279,7 @@ def test_rows_hold_tokens_and_positions():
     inputs = model_inputs(rows_of(tokens, positions))
     assert inputs["input_ids"].equal(tokens)
     assert inputs["position_ids"].equal(positions)
-    assert model_inputs(batch_rows({"input_ids": tokens}))["input_ids"] is tokens
+    assert model_inputs(ModelInput.of({"input_ids": tokens}))["input_ids"] is tokens
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral, sliding"])
@@ -339,9 +339,9 @@ def test_layers_below_what_trains_are_read_back_by_positions_too(cached, family,
     for order in ([0, 1], [1, 0], [1, 1], [0, 1]):
         rows = rows_of(tokens, positions)[order]
         with torch.no_grad():
-            expected = module.model(**model_inputs(rows), use_cache=False).logits
+            expected = module.model(**rows.arguments, use_cache=False).logits
             with prefix.read_back(rows):
-                found = module.model(**model_inputs(rows), use_cache=False).logits
+                found = module.model(**rows.arguments, use_cache=False).logits
         assert difference(found, expected) <= ALLOWED
 
 

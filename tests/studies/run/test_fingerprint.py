@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
+from lightning_modules.options import plain
 
 import train
 from lightning_modules.hidden_states.frozen_states import model_identity
-from lightning_modules.options import plain
 from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import FOLDER
-from studies.config.plugin_options import CONF
+from registries.option import CONF
 from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
 from tests.rules import language_model
 

@@ -3,7 +3,8 @@
 Cases beyond the cover get the marker `full_product`, which the options in pyproject.toml leave out. They are:
 
 * a case that differs from an earlier case of its test only in a model family that takes the same code path;
-* with `@pytest.mark.each_value`, every case that is not needed for each value of each parameter to occur;
+* with `@pytest.mark.each_value`, every case that is not needed for each value of each parameter to occur (parameters
+  that are given together are one, unless the marker names them: `each_value("family", "init")`);
 * with `@pytest.mark.pairwise`, every case that is not needed for each pair of values of two parameters to occur;
 * a case or a test that is marked `full_product` by hand.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ import pytest
 KINDS = {"mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
 STRENGTHS = {"each_value": 1, "pairwise": 2}
 
-Values = tuple[tuple[str, Hashable], ...]
+Values = tuple[tuple[Hashable, Hashable], ...]
 
 
 def mark_full_product(items: Iterable[pytest.Item]) -> None:
@@ -30,21 +32,35 @@ def mark_full_product(items: Iterable[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        strengths = [strength for name, strength in STRENGTHS.items() if cases[0].get_closest_marker(name)]
-        kept = cover([values_of(case) for case in cases], *strengths)
+        apart, strength = (), None
+        for name, number in STRENGTHS.items():
+            if marker := cases[0].get_closest_marker(name):
+                apart, strength = marker.args, number
+        kept = cover([values_of(case, apart) for case in cases], strength)
         for number in {*range(len(cases))} - kept:
             cases[number].add_marker("full_product")
 
 
-def values_of(case: pytest.Function) -> Values:
-    """The value of each parameter, with a family's kind in the place of the family."""
+def values_of(case: pytest.Function, apart: Sequence[str] = ()) -> Values:
+    """The values of a case, with a family's kind in the place of the family.
+
+    Parameters that are given together, as in `parametrize(("family", "init"), ...)`, are one value, except for those
+    whose names stand in `apart`.
+    """
     values = []
-    for name, value in case.callspec.params.items():
-        if isinstance(value, str):
-            values.append((name, KINDS.get(value, value)))
-        else:  # cases share the objects that they are made of, which may not be hashable
-            values.append((name, id(value)))
+    for marker in case.iter_markers("parametrize"):
+        names = marker.args[0].split(",") if isinstance(marker.args[0], str) else marker.args[0]
+        names = [name.strip() for name in names]
+        together = tuple(name for name in names if name not in apart)
+        values += [(name, _identity(case.callspec.params[name])) for name in names if name in apart]
+        if together:
+            values.append((together, tuple(_identity(case.callspec.params[name]) for name in together)))
     return tuple(values)
+
+
+def _identity(value: Any) -> Hashable:
+    """What tells a value from others: cases share the objects that they are made of, which may not be hashable."""
+    return KINDS.get(value, value) if isinstance(value, str) else id(value)
 
 
 def cover(cases: Sequence[Values], strength: int | None = None) -> set[int]:

@@ -37,8 +37,10 @@ def test_pairs_of_two_parameters_are_all_cases():
 OPTIONS = {"depth": 1}
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.full_product), "gpt2"])
+@pytest.mark.parametrize(("family", "rank"), [("llama", 1), pytest.param("qwen3", 1, marks=pytest.mark.full_product)])
 @pytest.mark.parametrize("options", [OPTIONS])
-def test_a_family_counts_as_its_kind_and_an_object_as_itself(family, options, request):
-    kind = {"qwen3": "llama"}.get(family, family)
-    assert dict(values_of(request.node)) == {"family": kind, "options": id(OPTIONS)}
+def test_a_family_counts_as_its_kind_and_an_object_as_itself(family, rank, options, request):
+    together = dict(values_of(request.node))
+    assert together == {("options",): (id(OPTIONS),), ("family", "rank"): ("llama", id(rank))}
+    apart = dict(values_of(request.node, ["family"]))
+    assert apart == {("options",): (id(OPTIONS),), "family": "llama", ("rank",): (id(rank),)}

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.cover import mark_full_product
+
 # Before torch is imported: the tests run one process per core, and tiny models gain nothing from more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before cases are chosen by their markers
+def pytest_collection_modifyitems(items):
+    mark_full_product(items)
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,7 @@ def test_a_step_gives_the_same_weights_and_blocks_are_computed_twice(which, fami
     check(train, family, "next_token", {"train": which})
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", ["gpt2", "phi", "gemma3"])
 @pytest.mark.parametrize(
     ("name", "keys"),

@@ -16,6 +16,7 @@ def states_at(model, layer, text):
     return getattr(record_calls(model, [path], text)[path], side)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_a_models_own_states_give_its_own_logits_bit_for_bit(family, layer):

@@ -93,6 +93,7 @@ def test_an_example_in_a_block_has_the_logits_that_it_has_alone(name):
     assert isolation_error(language_model(name), rows, blocks_of(rows, BINS)) <= ALLOWED
 
 
+@pytest.mark.each_value
 @each_model
 @pytest.mark.parametrize(("replacement", "options"), REPLACEMENTS, ids=lambda value: str(value))
 def test_so_it_has_with_replaced_attention(replacement, options, name):

@@ -72,6 +72,7 @@ def plain_error(output, target, added):
 # What is learned
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(
     ("layers", "size", "groups"),
@@ -103,6 +104,7 @@ def test_with_inputs_of_the_original_every_group_learns_alone(layers, size, grou
     assert min(expected.values()) > 1e-2
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(
     ("layers", "size", "learning"),
@@ -226,6 +228,7 @@ def test_it_trains_the_replaced_attention_and_nothing_else(inputs, family, opera
     assert all(parameter.grad is None for parameter in stage.workspace.original.parameters())
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("keys", [{}, {"inputs": "recovered"}, {"layers_per_group": 2}])
 def test_it_learns_what_several_layers_did(keys, family, operate):

@@ -75,6 +75,7 @@ def text_of(model):
 # At step 0
 
 
+@pytest.mark.each_value
 @each_family
 @each_variant
 def test_at_step_0_every_placement_changes_nothing(variant, family):
@@ -86,6 +87,7 @@ def test_at_step_0_every_placement_changes_nothing(variant, family):
         assert difference(logits(model, text_of(model)), before) < 1e-5, name
 
 
+@pytest.mark.each_value("family", "init")
 @pytest.mark.parametrize(("family", "init"), STARTS)
 def test_at_step_0_every_start_changes_nothing(family, init):
     plain = language_model(family)
@@ -149,6 +151,7 @@ def test_the_scaling(variant, scaling):
 # The original
 
 
+@pytest.mark.each_value("family", "init")
 @pytest.mark.parametrize(("family", "init"), BOTH)
 def test_the_original_stays_as_it_is(family, init):
     model = language_model(family)
@@ -231,6 +234,7 @@ def test_steps_change_the_additions_and_nothing_else(init, make_module, make_sta
 # Adapters
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("family", "init"), BOTH)
 @each_variant
 def test_a_saved_adapter_is_loaded_by_peft(variant, family, init, tmp_path):
@@ -330,6 +334,7 @@ def test_modules_with_cores_keep_their_cores(make_module, tmp_path):
 # What was once wrong
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("init", ["kaiming", *CHANGES_WEIGHTS])
 @pytest.mark.parametrize("training", [["replacement=toroidal", "replacement.transfer_steps=2"], ["model.freeze=false"]])
 def test_a_run_that_trains_the_weights_below_the_additions_is_loaded_as_it_was(run, init, training):

@@ -71,6 +71,7 @@ def test_the_next_token_loss_is_that_of_a_plain_loop(family):
         assert next_token_nll(model, text, text, chunk).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks_change_no_gradient_of_the_next_token_loss(chunk, family):
@@ -89,6 +90,7 @@ def kl(ours, theirs, temperature):
     return (p * (p.log() - q.log())).sum(-1)[:, :-1].sum().item() * temperature**2
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_divergence_follows_its_formula(temperature, family):
@@ -102,6 +104,7 @@ def test_the_divergence_follows_its_formula(temperature, family):
     assert expected > 1
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_chunks_change_no_gradient_of_the_divergence(chunk, family):
@@ -213,6 +216,7 @@ def prepared(make_module, make_stage):
     return prepared
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("objective", ["next_token", "kl"])
 @pytest.mark.parametrize("chunk", [None, 5])

@@ -35,6 +35,7 @@ def without_cache(model, layer, states, new, first):
         return model(input_ids=torch.zeros(whole.shape[:2], dtype=torch.long), use_cache=False).logits[0, length - 1 :]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 @pytest.mark.parametrize("first", [None, 3])
@@ -70,6 +71,7 @@ def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
             token = writer.step(token[:, None]).argmax(-1)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_many_tokens_at_once_are_read_as_one_by_one(family, layer):

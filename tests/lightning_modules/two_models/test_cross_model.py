@@ -83,6 +83,7 @@ def validated(module, blocks):
     return {name: value.item() for name, value in values.items()}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_a_model_reads_itself_bit_for_bit_also_from_the_cache(cache, family, layer):

@@ -169,9 +169,10 @@ def test_the_original_stays_as_it_is(family, init):
 
 @each_init
 def test_the_original_of_a_study_stays_as_it_is(init, small):
+    from lightning_modules.options import model_loader, plain
+
     from data_modules import build_data_module
     from lightning_modules.load import load_language_model, operate
-    from lightning_modules.options import model_loader, plain
 
     cfg = plain(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
     source = model_loader(cfg)

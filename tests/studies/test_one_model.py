@@ -14,7 +14,7 @@ import train
 from data_modules import build_data_module
 from lightning_modules import load_module
 from lightning_modules.callbacks.checkpoint import StepCheckpoint
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from lightning_modules.preflight import PreflightError
 from lightning_modules.training.trainer import evaluate
 from studies.run.curves import read_curves
@@ -241,7 +241,7 @@ def test_a_pipeline_is_recorded_stage_by_stage_and_loaded_as_it_was(run, small, 
     assert all(metrics[name] > 0 for name in errors)
     curves = read_curves(folder)
     assert all(f"train/{name}/loss" in curves or name == "next_token" for name in stages)
-    cfg = plain(train.compose(small()))
+    cfg = read_config(train.compose(small()))
     module = load_module(folder)
     data = build_data_module(cfg, module.tokenizer)
     module.measure(data.token_bytes)

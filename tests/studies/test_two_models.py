@@ -14,9 +14,10 @@ import studies.two_models as two_models
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
+from lightning_modules.config import read_config
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.options import plain, resolve_sites
 from lightning_modules.training.trainer import evaluate
+from lightning_modules.two_models.sites import resolve_sites
 from registries import UserError
 from studies.config.compose import compose
 from studies.run.curves import read_curves
@@ -173,7 +174,7 @@ class TestFinishedRun:
 
 def test_layers_are_paired_in_the_order_of_their_lists(small):
     lines = ["adapter=ridge", "model@source=tiny_phi", "model=random", "model.num_layers=4", "adapter.layers=[3,1]"]
-    sites = lambda *more: resolve_sites(plain(train.compose(small(*lines, *more))), 4, 4)  # noqa: E731
+    sites = lambda *more: resolve_sites(read_config(train.compose(small(*lines, *more))), 4, 4)  # noqa: E731
     assert sites("adapter.source_layers=[1,-1]") == [(1, 3), (4, 1)]
     assert sites("adapter.source_layers=[2,2]") == [(2, 3), (2, 1)]
     assert sites("adapter.source_layers=2-3") == [(2, 3), (3, 1)]
@@ -436,7 +437,7 @@ def test_a_component_of_a_plugin_needs_no_yaml(command, small, tmp_path):
     assert (
         torch.tensor(result_of(next((tmp_path / "outputs" / "runs").iterdir()))["config"]["adapter"]["factor"]) == 0.25
     )
-    assert plain(train.compose(small("adapter=linear")))["source"]["name"] == "tiny_phi"
+    assert read_config(train.compose(small("adapter=linear")))["source"]["name"] == "tiny_phi"
 
 
 def test_no_other_text_is_no_control(run, capsys):

@@ -71,7 +71,7 @@ def batch_of(blocks, rows=slice(None)):
 
 
 def packed_logits(model, blocks):
-    return logits(model, **model_inputs(ModelInput.of(batch_of(blocks))))
+    return logits(model, **ModelInput.of(batch_of(blocks)).arguments)
 
 
 def isolation_error(model, rows, blocks):
@@ -275,12 +275,12 @@ def two_readings():
 
 def test_rows_hold_tokens_and_positions():
     tokens, positions = two_readings()
-    assert rows_of(tokens, None) is tokens
-    assert model_inputs(tokens).keys() == {"input_ids"}
-    inputs = model_inputs(rows_of(tokens, positions))
+    assert ModelInput(tokens, None).tokens is tokens
+    assert ModelInput(tokens).arguments.keys() == {"input_ids"}
+    inputs = ModelInput(tokens, positions).arguments
     assert inputs["input_ids"].equal(tokens)
     assert inputs["position_ids"].equal(positions)
-    assert model_inputs(ModelInput.of({"input_ids": tokens}))["input_ids"] is tokens
+    assert ModelInput.of({"input_ids": tokens}).arguments["input_ids"] is tokens
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral, sliding"])
@@ -289,7 +289,7 @@ def test_the_cache_keeps_readings_of_the_same_tokens_apart(family, cache):
     tokens, positions = two_readings()
     path = f"{architecture_of(model.config.model_type).blocks}.0"
     states = FrozenStates(model, {"out": (path, "output")}, cache, {"weights": "these"})
-    rows = rows_of(tokens, positions)
+    rows = ModelInput(tokens, positions)
     assert states.reserve(rows, 2)
     first = states(rows)["out"]
     assert difference(first[0, 10:], first[1, 10:]) > 1e-3
@@ -306,7 +306,7 @@ def test_text_and_a_single_example_are_computed_apart_and_agree(cache):
     tokens, positions = two_readings()
     states = FrozenStates(model, {"out": ("model.layers.1", "output")}, cache, {"weights": "these"})
     plain = states(tokens[:1])["out"]
-    torch.testing.assert_close(states(rows_of(tokens, positions)[:1])["out"], plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(states(ModelInput(tokens, positions)[:1])["out"], plain, rtol=1e-5, atol=1e-6)
     assert len(list(cache.folder.rglob("*.safetensors"))) == 2
 
 
@@ -315,7 +315,7 @@ def test_a_teacher_reads_each_example_by_itself(cached, make_module, make_stage)
     module = make_module("toroidal")
     tokens, positions = two_readings()
     teacher = Teacher(make_stage(module, "kl", cache=cached).workspace)
-    rows = rows_of(tokens, positions)
+    rows = ModelInput(tokens, positions)
     teacher.reserve(rows, 2)
     for _ in range(2):
         states = teacher.final_states(rows)
@@ -338,7 +338,7 @@ def test_layers_below_what_trains_are_read_back_by_positions_too(cached, family,
     prefix = FrozenPrefix(module.model, workspace)
     assert prefix.layers == 1
     for order in ([0, 1], [1, 0], [1, 1], [0, 1]):
-        rows = rows_of(tokens, positions)[order]
+        rows = ModelInput(tokens, positions)[order]
         with torch.no_grad():
             expected = module.model(**rows.arguments, use_cache=False).logits
             with prefix.read_back(rows):

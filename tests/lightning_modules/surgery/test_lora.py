@@ -169,16 +169,15 @@ def test_the_original_stays_as_it_is(family, init):
 
 @each_init
 def test_the_original_of_a_study_stays_as_it_is(init, small):
-    from lightning_modules.options import model_loader, plain
-
     from data_modules import build_data_module
+    from lightning_modules.config import read_config
     from lightning_modules.load import load_language_model, operate
 
-    cfg = plain(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
-    source = model_loader(cfg)
-    module = load_language_model(cfg, source, source.tokenizer())
+    cfg = read_config(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
+    loader = cfg.model_loader()
+    module = load_language_model(cfg, loader, loader.tokenizer())
     before = logits(module.original, text_of(module.model))
-    operate(module, cfg, build_data_module(cfg, module.tokenizer))
+    operate(module, cfg, build_data_module(cfg.plain, module.tokenizer))
     assert difference(logits(module.model, text_of(module.model)), before) < 1e-5
     learn(module.model)
     assert logits(module.original, text_of(module.model)).equal(before)

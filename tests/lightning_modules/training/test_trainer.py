@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def train(trainer_options, loader, blocks, make_stage, tmp_path):
         module.begin(name, stage)
         rows = loader(blocks[:8], 2, stage.steps).dataset
         batches = DataLoader(rows, batch_sampler=StepSampler(stage.steps, start, 2))
-        options = trainer_options | options
+        options = replace(trainer_options, **options)
         return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, logger, callbacks or ())
 
     return train

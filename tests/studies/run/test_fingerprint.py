@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 import torch
-from lightning_modules.options import plain
 
 import train
+from lightning_modules.config import read_config
 from lightning_modules.hidden_states.frozen_states import model_identity
 from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import FOLDER
 from registries.option import CONF
+from registries.settings import ModelSettings
 from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
 from tests.rules import language_model
 
@@ -41,7 +42,7 @@ UNCHANGEABLE = {"name"}  # of a group: it is the option itself
 
 
 def composed(overrides):
-    return plain(train.compose(["model=tiny_phi", *overrides] if "model=random" not in overrides else overrides))
+    return read_config(train.compose(["model=tiny_phi", *overrides] if "model=random" not in overrides else overrides))
 
 
 def leaves(node, path=()):
@@ -69,19 +70,19 @@ def is_irrelevant(path):
 def test_every_key_changes_it_or_cannot_matter(study, monkeypatch):
     """The model's files count by content, see below."""
     monkeypatch.setattr("studies.run.fingerprint._identity", lambda source: "content")
-    monkeypatch.setattr("studies.run.fingerprint.model_loader", lambda cfg, which: None)
+    monkeypatch.setattr(ModelSettings, "loader", lambda settings, cache_dir: None)
     monkeypatch.setattr("studies.run.fingerprint.run_code", lambda cfg: "code")
     cfg = composed(STUDIES[study])
     before = fingerprint(cfg, "data")
-    for path, value in leaves(cfg):
+    for path, value in leaves(cfg.plain):
         if path[-1] in UNCHANGEABLE or path[-1] == "teacher":
             continue
-        changed = copy.deepcopy(cfg)
+        changed = copy.deepcopy(dict(cfg.plain))
         node = changed
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = other(value)
-        assert (fingerprint(changed, "data") == before) == is_irrelevant(path), ".".join(path)
+        assert (fingerprint(read_config(changed), "data") == before) == is_irrelevant(path), ".".join(path)
 
 
 def test_the_order_of_stages_changes_it():

@@ -5,8 +5,7 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from registries.registry import UserError
 from studies.run.curves import read_curves
 from studies.run.scores import read_documents
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = (
     "replacement=toroidal",
     "replacement.layers=all",
@@ -72,28 +70,29 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def killed(small_in, cache_dir, tmp_path_factory):
-    """Output folders by study and kills (none: uninterrupted), and the exit codes of their processes."""
-    folder = tmp_path_factory.mktemp("killed")
-    scenarios, places = [], {}
-    for own, kills in ((PATIENT, ()), (STOPPING, ()), *CASES):
-        places[own, kills] = folder / str(len(places))
-        overrides = small_in(places[own, kills], *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
-        scenarios += [{"overrides": overrides, "kill": kill} for kill in (*kills, "never")]
-    (folder / "scenarios.json").write_text(json.dumps(scenarios))
-    driver = [sys.executable, str(Path(__file__).parent / "kill_driver.py"), str(folder / "scenarios.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=240)
-    codes = json.loads(done.stdout)
-    return places, {(own, kills): [codes.pop(0) for _ in (*kills, "never")] for own, kills in places}, done.stderr
+def killed(small_in, cache_dir, ask_fork, tmp_path_factory):
+    """Run a study in processes that are killed, one after the other, until the last one is not.
+
+    Returns the folder of the run, the exit codes of the processes and what the last one printed.
+    """
+
+    @cache
+    def killed(own, kills=()):
+        folder = tmp_path_factory.mktemp("killed")
+        study = small_in(folder, *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
+        ended = [ask_fork(folder, {}, overrides=study, kill=kill) for kill in (*kills, "never")]
+        (run,) = (folder / "runs").iterdir()
+        return run, [process.returncode for process in ended], ended[-1].stderr
+
+    return killed
 
 
 @pytest.mark.parametrize(("own", "kills"), CASES, ids=["steps", "validations", "files", "early stop"])
 def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kills):
-    places, codes, output = killed
-    assert codes[own, kills] == [-signal.SIGKILL] * len(kills) + [0], output
-    (folder,) = (places[own, kills] / "runs").iterdir()
-    (straight,) = (places[own, ()] / "runs").iterdir()
+    folder, codes, printed = killed(own, kills)
+    assert codes == [-signal.SIGKILL] * len(kills) + [0], printed
+    straight, codes, printed = killed(own)
+    assert codes == [0], printed
     assert same(trained(folder), trained(straight))
     mine, theirs = result_of(folder), result_of(straight)
     assert mine["status"] == theirs["status"] == "finished"
@@ -103,10 +102,9 @@ def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kil
 
 
 def test_the_stopped_run_stopped_early(killed):
-    places, _, _ = killed
-    (folder,) = (places[STOPPING, ()] / "runs").iterdir()
+    folder, _, _ = killed(STOPPING)
     assert 4 < len(read_curves(folder)["train/loss"]) < 8
-    (folder,) = (places[PATIENT, ()] / "runs").iterdir()
+    folder, _, _ = killed(PATIENT)
     assert len(read_curves(folder)["train/loss"]) == 8
 
 

@@ -116,6 +116,21 @@ def run(small, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def run_once(small_in, cache_dir, tmp_path_factory):
+    """As `run`, but a study that was run with the same overrides is not run again: leave its folder as it is."""
+    import train
+
+    @cache
+    def run_once(*more: str) -> Path:
+        output_dir = tmp_path_factory.mktemp("once")
+        train.run(train.compose(small_in(output_dir, *more)))
+        (folder,) = (output_dir / "runs").iterdir()
+        return folder
+
+    return run_once
+
+
+@pytest.fixture(scope="session")
 def ask_fork():
     """Ask the fork server for something. Returns what ended, as `subprocess.run` does."""
     server = None

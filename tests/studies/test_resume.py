@@ -4,8 +4,9 @@ import errno
 import gc
 import json
 import os
+import shutil
 import signal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -114,20 +115,20 @@ def test_the_stopped_run_stopped_early(killed):
 @pytest.fixture
 def interrupt(monkeypatch):
     """Send this process signals before a call of a method for which a condition holds; once."""
+    return partial(send_before, monkeypatch)
 
-    def interrupt(numbers, owner, name, condition):
-        original = getattr(owner, name)
 
-        def wrapped(self, *arguments):
-            if condition(self):
-                monkeypatch.setattr(owner, name, original)
-                for number in numbers:
-                    os.kill(os.getpid(), number)
-            return original(self, *arguments)
+def send_before(patch, numbers, owner, name, condition):
+    original = getattr(owner, name)
 
-        monkeypatch.setattr(owner, name, wrapped)
+    def wrapped(self, *arguments):
+        if condition(self):
+            patch.setattr(owner, name, original)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return original(self, *arguments)
 
-    return interrupt
+    patch.setattr(owner, name, wrapped)
 
 
 def at_step(stage, step):
@@ -143,6 +144,7 @@ def only_run(tmp_path):
     return only_run
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("method", "stage", "step"),
@@ -154,7 +156,7 @@ def only_run(tmp_path):
         ("validation_step", "next_token", 8),
     ],
 )
-def test_a_signal_leaves_a_resumable_run(run, only_run, interrupt, number, method, stage, step):
+def test_a_signal_leaves_a_resumable_run(run, run_once, only_run, interrupt, number, method, stage, step):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     interrupt([number], CausalLMModule, method, at_step(stage, step))
     with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
@@ -166,7 +168,7 @@ def test_a_signal_leaves_a_resumable_run(run, only_run, interrupt, number, metho
     assert step - 2 <= checkpoint["global_step"] <= step + 1
     assert run(*STUDY, "resume=auto") == folder
     assert "error" not in result_of(folder)
-    assert same(trained(folder), trained(run(*STUDY)))
+    assert same(trained(folder), trained(run_once(*STUDY)))
 
 
 def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
@@ -227,14 +229,29 @@ def test_asked_twice_it_stops_at_once(run, only_run, interrupt):
 # What cannot be resumed
 
 
-def stop(run, interrupt, *overrides, stage="next_token", step=5):
-    interrupt([signal.SIGTERM], CausalLMModule, "training_step", at_step(stage, step))
-    with pytest.raises(Interrupted):
-        run(*STUDY, *overrides)
+@pytest.fixture(scope="module")
+def stopped(small_in, tmp_path_factory):
+    """The output folder of a study that was stopped in its training."""
+
+    @cache
+    def stopped(*own):
+        output_dir = tmp_path_factory.mktemp("stopped")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            send_before(patch, [signal.SIGTERM], CausalLMModule, "training_step", at_step("next_token", 5))
+            train.run(train.compose(small_in(output_dir, *STUDY, *own)))
+        return output_dir
+
+    return stopped
 
 
-def test_a_folder_of_another_config_is_refused(run, only_run, interrupt):
-    stop(run, interrupt)
+@pytest.fixture
+def stop(stopped, tmp_path):
+    """Leave such a study behind in the output folder of the test."""
+    return lambda *own: shutil.copytree(stopped(*own), tmp_path / "outputs")
+
+
+def test_a_folder_of_another_config_is_refused(run, only_run, stop):
+    stop()
     with pytest.raises(UserError) as caught:
         run(*STUDY, f"resume={only_run()}", "seed=3", "replacement.depth=4", "trainer.enable_progress_bar=true")
     message = str(caught.value)
@@ -245,15 +262,15 @@ def test_a_folder_of_another_config_is_refused(run, only_run, interrupt):
     assert result_of(only_run())["status"] == "killed"
 
 
-def test_a_folder_of_this_config_is_resumed(run, only_run, interrupt):
-    stop(run, interrupt)
+def test_a_folder_of_this_config_is_resumed(run, only_run, stop):
+    stop()
     folder = only_run()
     assert run(*STUDY, f"resume={folder}", "trainer.checkpoint_every_n_steps=3") == folder
     assert result_of(folder)["status"] == "finished"
 
 
-def test_auto_starts_anew_where_nothing_is_unfinished(run, interrupt, only_run):
-    stop(run, interrupt)
+def test_auto_starts_anew_where_nothing_is_unfinished(run, stop):
+    stop()
     other = run(*STUDY, "resume=auto", "seed=1")
     assert other != min(other.parent.iterdir(), key=lambda folder: folder.name)
     assert run(*STUDY, "resume=auto", "seed=1") != other
@@ -272,8 +289,8 @@ def flip(file, share=0.5):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another file", "flipped"])
-def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
-    stop(run, interrupt)
+def test_a_damaged_checkpoint(run, only_run, stop, damage):
+    stop()
     file = only_run() / "checkpoints" / "next_token" / "last.ckpt"
     content = file.read_bytes()
     if damage == "another file":
@@ -291,8 +308,8 @@ def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "other parameters"])
-def test_damaged_weights_of_a_stage_that_was_finished(run, only_run, interrupt, damage):
-    stop(run, interrupt)
+def test_damaged_weights_of_a_stage_that_was_finished(run, only_run, stop, damage):
+    stop()
     file = only_run() / "checkpoints" / "transfer" / "weights.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-10])
@@ -310,20 +327,19 @@ DAMAGED = ("", "[]", '{"baseline/": [[1, 2', '{"baseline/": [[1.5, 2]], "sha256"
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=["empty", "a list", "cut", "changed", "no UTF-8"])
-def test_damaged_documents_samples_and_curves_are_written_anew(run, only_run, interrupt, content):
-    stop(run, interrupt, "samples.max_new_tokens=2")
+def test_damaged_documents_samples_and_curves_are_written_anew(run, run_once, only_run, stop, content):
+    stop("samples.max_new_tokens=2")
     for name in ("documents.json", "samples.json", "curves.jsonl"):
         (only_run() / name).write_text(content + "\n", errors="surrogateescape")
-    assert run(*STUDY, "samples.max_new_tokens=2", "resume=auto") == only_run()
-    straight = run(*STUDY, "samples.max_new_tokens=2")
-    (folder,) = [folder for folder in straight.parent.iterdir() if folder != straight]
+    folder, straight = run(*STUDY, "samples.max_new_tokens=2", "resume=auto"), run_once(*STUDY, "samples.max_new_tokens=2")
+    assert folder == only_run()
     assert read_documents(folder, "baseline/") == read_documents(straight, "baseline/")
     assert result_of(folder)["metrics"]["val/ppl_ratio_low"] == result_of(straight)["metrics"]["val/ppl_ratio_low"]
     assert (folder / "samples.json").read_text() == (straight / "samples.json").read_text()
 
 
-def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run):
-    folder = run()
+def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run_once, tmp_path):
+    folder = shutil.copytree(run_once(), tmp_path / "run")
     file = folder / "documents.json"
     file.write_text(file.read_text().replace("1", "2", 1))
     with pytest.raises(UserError, match=f"documents.json is damaged .*checksum.*remove {folder}"):
@@ -334,7 +350,7 @@ def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run):
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "weights"])
-def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
+def test_a_full_disk_loses_nothing(run, run_once, only_run, monkeypatch, where):
     full = OSError(errno.ENOSPC, "No space left on device")
     if where == "checkpoint":
         save, owner, name = Trainer.save_checkpoint, Trainer, "save_checkpoint"
@@ -362,7 +378,7 @@ def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
     checkpoint = torch.load(folder / "checkpoints" / "next_token" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == (2 if where == "checkpoint" else 6)
     assert run(*STUDY, "replacement.transfer_steps=0", "resume=auto") == folder
-    assert same(trained(folder), trained(run(*STUDY, "replacement.transfer_steps=0")))
+    assert same(trained(folder), trained(run_once(*STUDY, "replacement.transfer_steps=0")))
 
 
 def test_checkpoints_are_small_and_plain(run, monkeypatch):

@@ -163,10 +163,10 @@ def test_an_unknown_size():
         check("experiment=depth", "model=random", "size=smal")
 
 
-def test_an_experiment_runs_from_the_command_line(command, small, tmp_path):
+def test_an_experiment_runs_from_the_command_line(forked, here, small, tmp_path):
     """Two jobs, which share their control; the options of the command line go before those of the experiment."""
     own = ["replacement.depth=1,2", "replacement.transfer_steps=2", "trainer.max_steps=2"]
-    done = command("train.py", "experiment=depth", "size=small", *small(*own))
+    done = forked("train.py", "experiment=depth", "size=small", *small(*own))
     assert done.returncode == 0, done.stderr
     results = [json.loads(file.read_text()) for file in (tmp_path / "outputs" / "runs").glob("*/result.json")]
     assert {result["status"] for result in results} == {"finished"}
@@ -179,4 +179,4 @@ def test_an_experiment_runs_from_the_command_line(command, small, tmp_path):
     for depth in (1, 2):
         metrics = jobs[depth]["metrics"]
         assert metrics["val/ppl_ratio_control"] == pytest.approx(metrics["val/ppl"] / control, rel=1e-9)
-    assert list((tmp_path / "here").iterdir()) == []
+    assert list(here.iterdir()) == []

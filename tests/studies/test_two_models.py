@@ -154,13 +154,13 @@ class TestFinishedRun:
         samples = json.loads((folder / "samples.json").read_text())
         assert text == [sample["source to target"] for sample in samples]
 
-    def test_score_and_tasks_and_export(self, finished, command, tmp_path):
+    def test_score_and_tasks_and_export(self, finished, forked, tmp_path):
         result, folder = finished
         lines = [f"run={folder}", "dataset=text", f"dataset.path={result['config']['dataset']['path']}"]
         lines += ["dataset.block_size=64", "dataset.val_size=4", "trainer.enable_progress_bar=false"]
-        done = command("score.py", *lines)
+        done = forked("score.py", *lines)
         assert json.loads(done.stdout)["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
-        done = command("score.py", f"run={folder}", "tasks=[arc_easy]")
+        done = forked("score.py", f"run={folder}", "tasks=[arc_easy]")
         assert done.returncode == 2 and "this run has two" in done.stderr
         from studies.tools.export import export
 
@@ -415,9 +415,8 @@ def test_data_that_another_tokenizer_cannot_read_is_told_before_models_are_loade
         run("adapter=ridge", "model@source=tiny_phi", *lines)
 
 
-def test_a_component_of_a_plugin_needs_no_yaml(command, small, tmp_path):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "halved.py").write_text(
+def test_a_component_of_a_plugin_needs_no_yaml(forked, here, small, tmp_path):
+    (here / "halved.py").write_text(
         "from torch import nn\n"
         "from registries import ADAPTERS\n\n\n"
         '@ADAPTERS.register("halved")\n'
@@ -432,7 +431,7 @@ def test_a_component_of_a_plugin_needs_no_yaml(command, small, tmp_path):
         "        return self.factor * self.linear(states)\n"
     )
     lines = small("adapter=halved", "adapter.factor=0.25", "adapter.epochs=1", "plugins=[halved]", *PAIR[1:])
-    done = command("train.py", *lines, PYTHONPATH=str(tmp_path / "here"))
+    done = forked("train.py", *lines, PYTHONPATH=str(here))
     assert done.returncode == 0, done.stderr
     assert (
         torch.tensor(result_of(next((tmp_path / "outputs" / "runs").iterdir()))["config"]["adapter"]["factor"]) == 0.25

@@ -6,6 +6,7 @@ from registries import UserError
 from studies.tools import placements
 
 
+@pytest.mark.drawn
 def test_the_table_is_recorded(run):
     folder = run("placement=query_value", "placement.rank=4")
     result, content = json.loads((folder / "result.json").read_text()), placements.read_placement(folder)
@@ -21,6 +22,7 @@ def test_the_table_is_recorded(run):
     assert not (folder / "figures" / "importance.png").exists()
 
 
+@pytest.mark.drawn
 def test_scores_are_recorded_with_a_heat_map(run):
     folder = run("placement=importance", "placement.budget=2000", "placement.rank=4", "placement.batches=2")
     content = placements.read_placement(folder)

@@ -100,8 +100,8 @@ class DocumentCorpus:
             tokens = tokens.in_order(order)
         blocks = self._packed(tokens.ids, tokens.documents(), split)
         if size is not None and size > len(blocks):
-            block_size = self.packing.settings.block_size
-            self.packing.warn(f"has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
+            name, block_size = self.packing.settings.name, self.packing.settings.block_size
+            self.packing.warn(f"dataset {name!r} has {len(blocks)} {split} blocks of {block_size} tokens, not {size}")
         if size is None or size >= len(blocks):
             return blocks
         return blocks.select(torch.arange(size) if split == "train" else choose_spread(len(blocks), size))
@@ -150,7 +150,7 @@ class ExampleCorpus:
         size = None if split == "all" else settings.size(split)
         encoded = encode(examples, packing.tokenizer, data.settings, settings.block_size, packing.start)
         for what, count in encoded.counts.items():
-            packing.warn(f"{count} {split} examples {WHAT_HAPPENED[what]}")
+            packing.warn(f"dataset {settings.name!r}: {count} {split} examples {WHAT_HAPPENED[what]}")
         rows = encoded.rows
         if not examples:
             raise UserError(f"dataset {settings.name!r} has no {split} examples: give it more records")
@@ -161,7 +161,7 @@ class ExampleCorpus:
                 "more"
             )
         if size is not None and size > len(rows):
-            packing.warn(f"has {len(rows)} {split} examples, not {size}")
+            packing.warn(f"dataset {settings.name!r} has {len(rows)} {split} examples, not {size}")
         if split == "train":
             chosen = torch.randperm(len(rows), generator=generator("documents", CONTENT_SEED))[:size]
         elif size is None or size > len(rows):

@@ -202,7 +202,7 @@ class BlockDataModule(LightningDataModule):
     def _corpus(self) -> Corpus:
         content = self._build_corpus()
         for message in content.notes if isinstance(content, InstructionData) else ():
-            self._warn(message)
+            self._warn(f"dataset {self.name!r}: {message}")
         return corpus_of(content, self._packing)
 
     @cached_property
@@ -217,6 +217,5 @@ class BlockDataModule(LightningDataModule):
         return self._packs[split]
 
     def _warn(self, message: str) -> None:
-        message = f"dataset {self.name!r}: {message}"
         self.warnings.append(message)
         log.warning(message)

@@ -7,6 +7,7 @@ import yaml
 
 from data_modules import DATASETS, build_data_module, dataset_errors
 from registries.registry import UserError
+from studies.config.compose import compose
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
@@ -17,7 +18,7 @@ def test_looking_up_datasets_imports_nothing_heavy():
         "heavy = {'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], dataset_errors=True, cwd=CONF.parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])
 
 
 def test_every_dataset_has_a_config_and_every_config_a_dataset():
@@ -27,10 +28,12 @@ def test_every_dataset_has_a_config_and_every_config_a_dataset():
 
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_the_configs_are_valid(name):
-    dataset = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert dataset_errors(dataset) == (
-        ["dataset 'text' needs a local file or folder: set dataset.path"] if name == "text" else []
-    )
+    if name != "text":
+        compose([f"dataset={name}"])
+        return
+    with pytest.raises(UserError) as error:
+        compose(["dataset=text"])
+    assert error.value.messages == ["dataset 'text' needs a local file or folder: set dataset.path"]
 
 
 def test_all_errors_come_at_once(tokenizer):

@@ -331,7 +331,10 @@ def test_damaged_documents_samples_and_curves_are_written_anew(run, run_once, on
     stop("samples.max_new_tokens=2")
     for name in ("documents.json", "samples.json", "curves.jsonl"):
         (only_run() / name).write_text(content + "\n", errors="surrogateescape")
-    folder, straight = run(*STUDY, "samples.max_new_tokens=2", "resume=auto"), run_once(*STUDY, "samples.max_new_tokens=2")
+    folder, straight = (
+        run(*STUDY, "samples.max_new_tokens=2", "resume=auto"),
+        run_once(*STUDY, "samples.max_new_tokens=2"),
+    )
     assert folder == only_run()
     assert read_documents(folder, "baseline/") == read_documents(straight, "baseline/")
     assert result_of(folder)["metrics"]["val/ppl_ratio_low"] == result_of(straight)["metrics"]["val/ppl_ratio_low"]

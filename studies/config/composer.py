@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose as hydra_compose
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -175,17 +176,28 @@ class Composer:
         return cfg if len(first) == len(lines) else copy.deepcopy(self._composed(lines))
 
     def _sets_its_own_keys_alone(self, before: str, line: str, lines: tuple[str, ...]) -> bool:
-        """Whether two options of a group have no defaults and no other package, and differ in the group's keys alone.
+        """Whether two options of a group fill no other group, and differ in the group's keys alone.
 
         `lines` are the first job's, with `line` in the place of `before`.
         """
         for item in (self.read(before), self.read(line)):
-            loaded = self.loader.repository.load_config(f"{item.key_or_group}/{item.value()}")
-            if loaded is None or loaded.defaults_list or loaded.header["package"] not in (None, item.key_or_group):
+            if not self._fills_one_group(f"{item.key_or_group}/{item.value()}", item.key_or_group):
                 return False
         one, other = self._composed(self._first), self._composed(lines)
         root = root_of(self.read(line))
         return set(one) == set(other) and all(one._get_node(key) == other._get_node(key) for key in one if key != root)
+
+    def _fills_one_group(self, path: str, group: str) -> bool:
+        """Whether a config file, and what it inherits, has no package but the group's and chooses no other option."""
+        loaded = self.loader.repository.load_config(path)
+        if loaded is None or loaded.header["package"] not in (None, group):
+            return False
+        inherited = [item for item in loaded.defaults_list if not item.is_self()]
+        if any(isinstance(item, GroupDefault) or item.package for item in inherited):
+            return False
+        folder = path.rpartition("/")[0]
+        paths = [item.path[1:] if item.path.startswith("/") else f"{folder}/{item.path}" for item in inherited]
+        return all(self._fills_one_group(item, group) for item in paths)
 
     def _compose_lines(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, without Hydra's own part."""

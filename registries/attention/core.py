@@ -1,4 +1,4 @@
-"""What an attention replacement is, and what it may offer beside."""
+"""What an attention replacement is, and what it may offer beyond that."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ class AttentionCore(Protocol):
 
     A core is built with its own options and `shape`, the `AttentionShape` of the layer it is put in.
 
+    A core may offer more; all else that it holds is its own affair:
+
+    - `weights(query, key, mask, scaling, query_start, key_start)`: how much each query position looks at each key
+      position, (batch, heads, queries, keys). The transfer of attention weights needs it.
+    - `score_bias(offsets)`: what it adds to the scores of query and key positions that lie (n,) positions apart,
+      (n, ...) in logits. A run reports its range.
+    - `notes`: what a user should know about it in this model, as sentences that follow the name of the model's family.
+    - `repeatable = False`, on the class: it does not compute the same when it is called again, which forbids gradient
+      checkpointing.
+
     Attributes:
         own_positions: whether the core brings its own position codes; then queries and keys arrive unrotated.
         keeps_function: whether it claims to compute what the model's own attention computes; the claim is checked.
@@ -19,10 +29,6 @@ class AttentionCore(Protocol):
 
     own_positions: bool
     keeps_function: bool
-
-    # Optional: `weights(query, key, mask, scaling, query_start, key_start)`, how much each query position looks at each
-    # key position, (batch, heads, queries, keys); the transfer of attention weights needs it. And `repeatable = False`
-    # for a core that does not compute the same when it is called again, which forbids gradient checkpointing.
 
     def __call__(
         self,

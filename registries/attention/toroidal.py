@@ -108,11 +108,14 @@ class ToroidalAttention(nn.Module):
     ):
         super().__init__()
         self.depth, self.backend, self.dropout = depth, backend, dropout
-        self.bias = ToroidalDistance(lambda_distance, period, depth)
+        self.score_bias = ToroidalDistance(lambda_distance, period, depth)
         self.fusion = DepthFusion(depth, shape.head_width, fusion_mode, fusion_rank, fusion_residual)
         self.log_temperature = nn.Parameter(torch.zeros(shape.num_heads)) if temperature else None
         self.register_buffer("slice_order", slice_order(shape, depth, frequencies), persistent=False)
         self.own_positions = position == "toroidal" and shape.rotary_width > 0
+        self.notes = []
+        if position == "toroidal" and not self.own_positions:
+            self.notes = ["adds learned positions to the embeddings: they stay, position=toroidal adds nothing"]
         if self.own_positions:
             self.codes = ToroidalPositions(shape, depth, period)
         unmixed = fusion_mode != "low_rank" or fusion_residual  # with one slice, every other fusion is the identity
@@ -138,7 +141,7 @@ class ToroidalAttention(nn.Module):
     def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
         return {
             "mask": mask,
-            "bias": self.bias,
+            "bias": self.score_bias,
             "scaling": scaling * math.sqrt(self.depth),  # a slice has 1 / depth of the head's channels
             "depth": self.depth,
             "query_start": query_start,

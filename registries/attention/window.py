@@ -47,7 +47,7 @@ class WindowAttention(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
-        self.bias, self.backend = CircularWindow(window, period), backend
+        self.score_bias, self.backend = CircularWindow(window, period), backend
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
         scores = self._scores(mask, scaling, query_start, key_start)
@@ -59,4 +59,4 @@ class WindowAttention(nn.Module):
 
     def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
         starts = {"query_start": query_start, "key_start": key_start}
-        return {"mask": mask, "bias": self.bias, "scaling": scaling, "depth": 1, **starts}
+        return {"mask": mask, "bias": self.score_bias, "scaling": scaling, "depth": 1, **starts}

@@ -327,7 +327,7 @@ def test_track_names_what_it_takes(tmp_path):
 FRESH_STORE = """
 import os, sys
 from pathlib import Path
-from studies.store import OWN, open_store
+from studies.run.store import OWN, open_store
 import mlflow.tracking._tracking_service.utils, mlflow.store.tracking.sqlalchemy_store
 
 children = []

@@ -154,7 +154,7 @@ def test_what_a_result_lacks_is_filled_in(small):
     folder.result["status"] = "failed"
     folder.write()
     assert open_run(cfg, {"sha256": "sha"}).path == folder.path
-    assert json.loads((folder.path / "result.json").read_text())["config"] == cfg
+    assert json.loads((folder.path / "result.json").read_text())["config"] == cfg.plain
 
 
 def test_an_output_folder_that_cannot_be_written(small, tmp_path):

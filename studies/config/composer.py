@@ -12,39 +12,22 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from registries.registry import UserError
+from studies.config.composed_config import ComposedConfig, with_values
 from studies.config.override_errors import checked_option, key_errors
 from studies.config.overrides import read_line
 
 PATIENCE = 1.0  # seconds for which the jobs of a sweep are searched for more errors when there are some
-
-
-class Base(NamedTuple):
-    """What the options of groups compose.
-
-    Attributes:
-        cfg: without Hydra's own part.
-        plain: the same as plain dicts, as the last job left it; empty at first.
-        linked: key at the top in which something refers to others -> these; "" for what cannot be told.
-        undecided: groups of which no option is left to compare the keys with.
-        errors: of the options.
-    """
-
-    cfg: DictConfig
-    plain: dict[str, Any]
-    linked: dict[str, set[str]]
-    undecided: set[str]
-    errors: list[str]
 
 
 class Composer:
@@ -67,7 +50,7 @@ class Composer:
         self._composed = cache(self._compose_lines)
         self._stands_alone = cache(self._sets_its_own_keys_alone)
         self._first: tuple[str, ...] = ()
-        self._bases: dict[tuple[str, ...], Base] = {}
+        self._bases: dict[tuple[str, ...], ComposedConfig] = {}
         self._line_errors: dict[tuple[int, str], list[str]] = {}
         self._known: dict[Any, list[str]] = {}
 
@@ -77,7 +60,7 @@ class Composer:
 
         try:
             base, changes = self._split(parsed, errors)
-            cfg, plain = _with_values(base, changes)
+            cfg, plain = with_values(base, changes)
             errors += config_errors(plain, self._known)
         except UserError as error:
             errors += error.messages
@@ -114,7 +97,7 @@ class Composer:
             return {key: f"{key}={_choices(axes[key])}" for key in axes}
         return {}
 
-    def _split(self, parsed: Sequence[Override], errors: list[str]) -> tuple[Base, list[Override]]:
+    def _split(self, parsed: Sequence[Override], errors: list[str]) -> tuple[ComposedConfig, list[Override]]:
         """What the groups of a job compose, and the overrides that give values to its keys."""
         groups, values = [], []
         for item in parsed:
@@ -135,13 +118,13 @@ class Composer:
                 changes.append(item)
         return base, changes
 
-    def _base(self, groups: Sequence[Override], hydras: Sequence[Override]) -> Base:
+    def _base(self, groups: Sequence[Override], hydras: Sequence[Override]) -> ComposedConfig:
         key = tuple(lines_of([*groups, *hydras]))
         if key not in self._bases:
             self._bases[key] = self._compose(groups, hydras)
         return self._bases[key]
 
-    def _compose(self, groups: Sequence[Override], hydras: Sequence[Override]) -> Base:
+    def _compose(self, groups: Sequence[Override], hydras: Sequence[Override]) -> ComposedConfig:
         good, undecided, errors = {}, set(), []
         for item in groups:
             option, wrong = checked_option(item, self.options(item.key_or_group))
@@ -154,7 +137,7 @@ class Composer:
         cfg = self._together((*self.start, *good.values(), *lines_of(hydras)))
         texts = {key: repr(value) for key, value in OmegaConf.to_container(cfg).items()}
         linked = {key: set(re.findall(r"\$\{(\w*)", text)) for key, text in texts.items() if "${" in text}
-        return Base(cfg, {}, linked, undecided, errors)
+        return ComposedConfig(cfg, {}, linked, undecided, errors)
 
     def _together(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, as a copy.
@@ -242,59 +225,6 @@ def root_of(item: Override) -> str:
 
 def _choices(values: Any) -> str:
     return ",".join(map(str, values)) if OmegaConf.is_list(values) else str(values)
-
-
-def _with_values(base: Base, changes: Sequence[Override]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config with these values, set as Hydra sets them; and the same as plain dicts.
-
-    Jobs of a sweep set the same keys, so that each may write over what the last one left in `base`, of which only the
-    changed parts are worked out anew: a copy takes longer than all checks. It is made where a value adds to what is
-    there, or its key lies in another one.
-    """
-    keys = [item.key_or_group for item in changes]
-    nested = any(key.startswith(f"{other}.") for key in keys for other in keys)
-    only_sets = all(item.type == OverrideType.CHANGE and not isinstance(item.value(), dict) for item in changes)
-    in_place = only_sets and not nested
-    cfg = base.cfg if in_place else copy.deepcopy(base.cfg)
-    for item in changes:
-        force = item.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
-        OmegaConf.update(cfg, item.key_or_group, item.value(), merge=True, force_add=force)
-    if not in_place:
-        return cfg, _plain(cfg, cfg)
-    base.plain.update(_plain(cfg, _stale(base, keys) if base.plain else cfg))
-    return cfg, dict(base.plain)
-
-
-def _stale(base: Base, keys: Sequence[str]) -> set[str]:
-    """The keys at the top whose values follow from these keys, directly or through others."""
-    stale, before = {"", *(key.split(".")[0] for key in keys)}, None
-    while stale != before:
-        before = set(stale)
-        stale |= {key for key, others in base.linked.items() if others & before}
-    return stale - {""}
-
-
-def _plain(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
-    """What a composed config has at these keys, as plain dicts.
-
-    Raises:
-        UserError: values are missing or cannot be worked out.
-    """
-    try:
-        return {key: _resolved(cfg[key]) for key in keys}
-    except MissingMandatoryValue as error:
-        missing = sorted(OmegaConf.missing_keys(cfg)) or [error.full_key]
-        raise UserError(f"{key} needs a value: set {key}=..." for key in missing) from error
-    except OmegaConfBaseException as error:
-        place = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(place + str(error).split("\n")[0]) from error
-    except RecursionError as error:
-        raise UserError("a value refers to itself: look at what stands in ${...}") from error
-
-
-def _resolved(node: Any) -> Any:
-    is_plain = not OmegaConf.is_config(node)
-    return node if is_plain else OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
 def reason_of(error: BaseException) -> str:

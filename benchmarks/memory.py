@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from data_modules.batches import ModelInput
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.training.objectives import next_token_nll

@@ -53,6 +53,30 @@ def no_other_cache(monkeypatch, cache_dir):
     monkeypatch.setenv("GRAFTLAB_CACHE", str(cache_dir))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed_once():
+    """Hydra composes the options of groups once (0.1 s), and not for every config that chooses them."""
+    from hydra.core.config_store import ConfigStore
+
+    import studies.config.compose
+    from studies.config.composer import Composer
+
+    def identity(stored):  # of the options that plugins have left
+        return tuple((name, identity(item) if isinstance(item, dict) else id(item)) for name, item in stored.items())
+
+    composers = {}
+
+    def composer(config_name, start, loader):
+        key = (config_name, tuple(start), identity(ConfigStore.instance().repo))
+        kept = composers.setdefault(key, Composer(config_name, start, loader))
+        kept.loader, kept._first, kept._bases, kept._line_errors, kept._known = loader, (), {}, {}, {}
+        return kept  # with what Hydra composed and listed alone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies.config.compose, "Composer", composer)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
     """Figures are empty files, but for those that fixtures of a wider scope draw, and with `@pytest.mark.drawn`.

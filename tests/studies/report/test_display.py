@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from studies.progress import only_results_on_stdout, say
+from studies.progress import only_results_on_stdout, say, show_folder
 from studies.report import display
 from studies.report.display import cell, ranges, shown_columns
 
@@ -128,8 +128,8 @@ def test_within_a_run_only_results_go_to_stdout(capsys):
     with only_results_on_stdout():
         print("a library's line")
         say("loading")
-        display.show_folder("outputs/runs/one")
-    display.show_folder("outputs/runs/two")
+        show_folder("outputs/runs/one")
+    show_folder("outputs/runs/two")
     printed = capsys.readouterr()
     assert printed.out.splitlines() == ["outputs/runs/one", "outputs/runs/two"]
     assert printed.err.splitlines() == ["a library's line", "loading"]

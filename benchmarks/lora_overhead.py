@@ -52,7 +52,8 @@ def main() -> None:
         run = RunFolder.create(Path(folder), "overhead", config=cfg.plain)
         tracker = build_tracker(cfg.tracking).open(run.path, Path(folder))
         loader = data.fit_loader(stage.steps, 0, stage.batch_size, "next_token")
-        fit(ours, loader, data.val_dataloader(), cfg.trainer, Path(folder) / "stage", [CurveFile(run.path), tracker], [clock])
+        loggers = [CurveFile(run.path), tracker]
+        fit(ours, loader, data.val_dataloader(), cfg.trainer, Path(folder) / "stage", loggers, [clock])
         tracker.close(run)
     framework, loop = (statistics.median(times[WARM_UP:]) for times in (clock.framework, clock.plain))
     ratios = [a / b for a, b in zip(clock.framework[WARM_UP:], clock.plain[WARM_UP:], strict=True)]

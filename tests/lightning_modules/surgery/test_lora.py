@@ -7,6 +7,7 @@ from peft import PeftModel
 
 import score
 import train
+from data_modules.batches import ModelInput
 from lightning_modules import load_module
 from lightning_modules.surgery.lora import lora_parameters, merge, place_lora, plain_weights
 from lightning_modules.surgery.peft_folder import load_lora_folder, save_lora_folder
@@ -46,7 +47,7 @@ def batches():
 
 def mean_loss(model, batch):
     ids = batch["input_ids"]
-    return next_token_nll(model, ids, ids) / ids[:, 1:].numel()
+    return next_token_nll(model, ModelInput(ids), ids) / ids[:, 1:].numel()
 
 
 def put(model, name="hybrid", variant="lora", init="kaiming", **options):

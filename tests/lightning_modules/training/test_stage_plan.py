@@ -9,7 +9,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 import train
-from lightning_modules.config import read_config
+from lightning_modules.config import EarlyStoppingSettings, read_config
 from lightning_modules.load import workspace
 from lightning_modules.training.stage_plan import build_stages, recovery_plan, trainer_steps, training_notes
 from registries import ATTENTION
@@ -326,9 +326,9 @@ def test_checkpointing_a_core_that_does_not_compute_the_same_twice(restless, rec
 
 def notes_of(steps, batch_size, blocks, scope="model", patience=None, interval=None, max_epochs=None):
     stage = SimpleNamespace(steps=steps, batch_size=batch_size, scope=scope)
-    stopping = {"patience": patience, "min_delta": 0.0}
-    options = {"max_epochs": max_epochs, "early_stopping": stopping, "val_check_interval": interval}
-    return training_notes("kl", stage, options, blocks)
+    stopping = EarlyStoppingSettings(patience=patience, min_delta=0.0)
+    trainer = SimpleNamespace(max_epochs=max_epochs, early_stopping=stopping, val_check_interval=interval)
+    return training_notes("kl", stage, trainer, blocks)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
             f"recovery.{name}.<key>=<value>"
             for name in keyless
         ]
-    cfg, errors = read_config(parts), []
+    wrong = {name: STAGES.check(name, keys, ("workspace",)) for name, keys in parts["recovery"].items()}
+    errors = [message for messages in wrong.values() for message in messages]
+    right = {name: keys for name, keys in parts["recovery"].items() if not wrong[name]}
+    cfg = read_config({**parts, "recovery": right})
     for name, keys in cfg.recovery.items():
-        wrong = STAGES.check(name, keys, ("workspace",))
-        errors += wrong or [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
+        errors += [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
     if cfg.trainer.gradient_checkpointing and not _allows_checkpointing(cfg):
         errors.append(
             f"trainer.gradient_checkpointing=true: replacement {cfg.replacement.name!r} forbids it, since it does not "

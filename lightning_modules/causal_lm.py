@@ -184,12 +184,12 @@ class CausalLMModule(LightningModule):
         of_step = max(1, _scored_tokens(batch))
         sums = Counter(loss=torch.zeros((), device=self.device), terms=torch.zeros((), device=self.device))
         optimizer.zero_grad()
-        for each in passes:
-            with self._gradients_stay() if each is not passes[-1] else nullcontext():
-                loss, count, parts = self.stage.loss(self.model, each)
+        for microbatch in passes:
+            with self._gradients_stay() if microbatch is not passes[-1] else nullcontext():
+                loss, count, parts = self.stage.loss(self.model, microbatch)
                 # Weighted by its share of the step's scored tokens, not as one of several equal passes; of the
                 # processes, whose gradients are averaged, each gives its share too.
-                self.manual_backward(loss / max(1, count) * (_scored_tokens(each) * processes / of_step))
+                self.manual_backward(loss / max(1, count) * (_scored_tokens(microbatch) * processes / of_step))
             sums.update({"loss": loss.detach(), "terms": count, **parts})
         if processes > 1:
             sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}

@@ -52,7 +52,7 @@ def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
     result = record.folder.result
     result["controls"] = {name: folder.path.name for name, folder in controls.items()}
     for prefix in ("val/", "test/"):
-        ours = read_documents(record.folder.path, prefix)
+        documents = read_documents(record.folder.path, prefix)
         baseline = read_documents(record.folder.path, "baseline/" + prefix.removeprefix("val/"))
         references = {"ppl_ratio": baseline}
         for name, folder in controls.items():
@@ -61,5 +61,5 @@ def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
             record.folder.record(
                 **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": perplexity(loss)}
             )
-        for name, documents in references.items():
-            record.folder.record(**ppl_ratio(ours, documents).named(f"{prefix}{name}"))
+        for name, reference in references.items():
+            record.folder.record(**ppl_ratio(documents, reference).named(f"{prefix}{name}"))

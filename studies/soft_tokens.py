@@ -23,12 +23,12 @@ from lightning_modules.weights import BRIDGE_WEIGHTS
 from studies.progress import say
 from studies.report.display import show_compression
 from studies.run.fingerprint import model_account
-from studies.run.scores import SPLITS, Scores, cached_scores, record_share, scoring
+from studies.run.scores import SPLIT_OF, Scores, cached_scores, record_share, scoring
 from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover
 from studies.study import Study
 
-FORMS = ("text", "truncated", "nothing")  # of the context, that nothing is learned for
+UNTRAINED_FORMS = ("text", "truncated", "nothing")  # of the context, that nothing is learned for
 
 
 def study_soft_tokens(study: Study) -> None:
@@ -45,9 +45,9 @@ def study_soft_tokens(study: Study) -> None:
     stages, trained = recover(study, module, identity)
     if trained or module.surgery or module.placement:
         identity = model_account(module.model, study.tokenizer, cfg, changed=True)
-    forms = {form: score_form(study, module, form, identity) for form in FORMS}
+    forms = {form: score_form(study, module, form, identity) for form in UNTRAINED_FORMS}
     soft = build_compression(cfg, module, cfg.activation_cache(), partial(model_account, cfg=cfg))
-    contexts = torch.cat([study.data.blocks(split)[:, : soft.opening] for split in ("train", *SPLITS.values())])
+    contexts = torch.cat([study.data.blocks(split)[:, : soft.opening] for split in ("train", *SPLIT_OF.values())])
     soft.reserve(contexts)
     encoder = train_encoder(study, soft)
     save_weights(soft.between.state_dict(), record.folder.path / BRIDGE_WEIGHTS)
@@ -61,7 +61,7 @@ def score_form(study: Study, target: CausalLMModule, form: Form, identity: Mappi
     """Prefix of a metric's name -> scores, after the context in a form that nothing is learned for."""
     settings, scores = study.cfg.compressor, {}
     module = ContinuationModule(target, settings.context, settings.tokens, form)
-    for prefix, split in SPLITS.items():
+    for prefix, split in SPLIT_OF.items():
         shown = settings.tokens if form == "truncated" else None
         key = ["continuation", form, identity, settings.context, shown, scoring(module, study.data, split)]
         say(f"scoring continuations on {split} after {form}")
@@ -94,10 +94,10 @@ def record_forms(study: Study, module: CompressionModule, forms: Mapping[str, Ma
     `compression/ratio` is counted: tokens of the context, as the target reads it, over soft tokens.
     """
     final, record = {}, study.record
-    for prefix, split in SPLITS.items():
+    for prefix, split in SPLIT_OF.items():
         say(f"final score on {split}")
         final[prefix] = study.score(module, split)
-        named = {f"control/{form}/": forms[form][prefix] for form in FORMS} | {"": final[prefix]}
+        named = {f"control/{form}/": forms[form][prefix] for form in UNTRAINED_FORMS} | {"": final[prefix]}
         for name, scores in named.items():
             floor, ceiling = (forms[form][prefix] for form in ("nothing", "text"))
             record_share(record, f"{name}{prefix or 'val/'}", scores, floor, ceiling)

@@ -19,7 +19,7 @@ from studies.report.figures import plot_losses
 from studies.run.code_version import run_code
 from studies.run.curves import read_curves
 from studies.run.placement_table import record_placement
-from studies.run.scores import SPLITS, Scores, cached_scores, scoring
+from studies.run.scores import SPLIT_OF, Scores, cached_scores, scoring
 from studies.stage_training import train_stage
 from studies.study import Study
 
@@ -27,7 +27,7 @@ from studies.study import Study
 def score_baseline(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -> dict[str, Scores]:
     """The scores of the untouched model on validation and test; from the cache where they are known."""
     baselines, record = {}, study.record
-    for prefix, split in SPLITS.items():
+    for prefix, split in SPLIT_OF.items():
         key = ["score", identity, scoring(module, study.data, split)]
 
         def compute(split: str = split) -> Scores:

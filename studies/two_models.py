@@ -41,7 +41,7 @@ from studies.prompt_samples import asks_for_samples, write_samples
 from studies.report.display import show_crossing
 from studies.run.code_version import run_code
 from studies.run.fingerprint import model_account
-from studies.run.scores import SPLITS, Scores, cached_result, cached_scores, record_share, scoring
+from studies.run.scores import SPLIT_OF, Scores, cached_result, cached_scores, record_share, scoring
 from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover, score_baseline
 from studies.study import Study
@@ -71,7 +71,7 @@ def study_two_models(study: Study) -> None:
     changed = bool(target.surgery or target.placement or trained)
     if changed:
         say("scoring the target by itself")
-        own = {prefix: study.score(target, split) for prefix, split in SPLITS.items()}
+        own = {prefix: study.score(target, split) for prefix, split in SPLIT_OF.items()}
     for prefix, scores in own.items():
         scores.record(record, f"target/{prefix}")
 
@@ -81,7 +81,7 @@ def study_two_models(study: Study) -> None:
     )
     states = paired_states(cfg, target.model, source_model, pairing, cfg.activation_cache(), accounts)
     crossing = partial(CrossModelModule, target, source_model, source_tokenizer)
-    for split in ("train", *SPLITS.values()):
+    for split in ("train", *SPLIT_OF.values()):
         states.reserve(data.blocks(split), scored=split != "train")
     say(f"reading {data.train_blocks.numel():,} tokens with both models")
     start = time.perf_counter()
@@ -115,7 +115,7 @@ def record_source(study: Study, states: PairedStates, tokenizer: Any, account: M
         account: what its numbers depend on.
     """
     sizes, model = token_bytes(tokenizer), states.source.model
-    for prefix, split in SPLITS.items():
+    for prefix, split in SPLIT_OF.items():
         rows = [states.paired(block).tokens for block in study.data.blocks(split)]
 
         def compute(rows: Sequence[torch.Tensor] = rows) -> dict[str, float]:
@@ -155,7 +155,7 @@ def score_controls(
         if name == "identity" and len(widths) > 1:
             continue
         bridges: dict[Site, Bridge] = {}
-        for prefix, split in SPLITS.items():
+        for prefix, split in SPLIT_OF.items():
             if split == "test" and name != "mean":
                 continue
             if name == "shuffled" and not tells_apart(data.blocks(split)):
@@ -209,7 +209,7 @@ def record_final(
 ) -> Scores:
     """Score the adapter on validation (what is returned) and test, with the share of the gap that it closes."""
     final = {}
-    for prefix, split in SPLITS.items():
+    for prefix, split in SPLIT_OF.items():
         say(f"final score on {split}")
         final[prefix] = study.score(module, split)
         final[prefix].metrics.update(similarities(module, study.data, split))

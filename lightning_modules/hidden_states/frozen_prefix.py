@@ -46,8 +46,10 @@ class FrozenPrefix:
         """Whether surgery or an earlier stage has changed anything below."""
         if workspace.surgery and workspace.surgery.layers[0] < self.layers:
             return True
-        ours, theirs = self._parameters(self.model), self._parameters(workspace.original)
-        return ours.keys() != theirs.keys() or any(ours[name] is not theirs[name] for name in ours)
+        parameters, originals = self._parameters(self.model), self._parameters(workspace.original)
+        return parameters.keys() != originals.keys() or any(
+            parameters[name] is not originals[name] for name in parameters
+        )
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """All parameters but those of the layers above (norm and head do no harm)."""

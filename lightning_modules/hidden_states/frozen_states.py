@@ -43,7 +43,7 @@ class FrozenStates:
 
     Args:
         model: a causal LM in evaluation mode, of which nothing that these states depend on changes.
-        wanted: name -> (module name, which side of it).
+        sides: name -> (module name, which side of it).
         cache: where they are kept.
         identity: what the states depend on beside the module and the tokens: weights, dtype, code, and `precision`, in
             which they are then computed, within a trainer or not.
@@ -53,14 +53,14 @@ class FrozenStates:
     def __init__(
         self,
         model: nn.Module,
-        wanted: Mapping[str, tuple[str, Side]],
+        sides: Mapping[str, tuple[str, Side]],
         cache: ActivationCache,
         identity: Mapping[str, Any],
         within: Callable[[ModelInput], AbstractContextManager] = nullcontext,
     ):
-        self.model, self.wanted, self.cache, self.within = model, dict(wanted), cache, within
+        self.model, self.sides, self.cache, self.within = model, dict(sides), cache, within
         self.precision = identity.get("precision")
-        self.keys = {name: state_key(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
+        self.keys = {name: state_key(**identity, module=path, side=side) for name, (path, side) in sides.items()}
 
     def reserve(self, rows: Sequence[ModelInput], visits: int) -> bool:
         """Make room in the cache for that many visits of rows, the longest ones. Returns whether they will be kept."""
@@ -75,5 +75,5 @@ class FrozenStates:
 
     def _compute(self, row: ModelInput) -> dict[str, Tensor]:
         with self.within(row), in_precision(self.precision, row.tokens.device):
-            calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
-        return {self.keys[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
+            calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.sides.values())), row)
+        return {self.keys[name]: getattr(calls[path], side) for name, (path, side) in self.sides.items()}

@@ -56,9 +56,9 @@ class BlockWise:
             groups = [group for group in groups if not set(group).isdisjoint(replaced)]
         self._groups = {group[0]: [f"{blocks}.{layer}" for layer in group] for group in groups}
         self._learns = {group[0] for group in groups if not set(group).isdisjoint(replaced)}
-        wanted = {f"{start} input": (paths[0], "input") for start, paths in self._groups.items()}
-        wanted |= {f"{start} output": (paths[-1], "output") for start, paths in self._groups.items()}
-        self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
+        sides = {f"{start} input": (paths[0], "input") for start, paths in self._groups.items()}
+        sides |= {f"{start} output": (paths[-1], "output") for start, paths in self._groups.items()}
+        self._states = FrozenStates(original, sides, self.workspace.activations, self.workspace.identity)
         self._calls = Calls(original, [path for paths in self._groups.values() for path in paths])
 
     @staticmethod

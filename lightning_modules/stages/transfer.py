@@ -47,10 +47,8 @@ class Transfer:
         original, self.layers = self.workspace.original, self.workspace.surgery.layers
         architecture = architecture_of(original.config.model_type)
         self._paths = {layer: architecture.attention_path(layer) for layer in self.layers}
-        wanted = {
-            f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")
-        }
-        self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
+        sides = {f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")}
+        self._states = FrozenStates(original, sides, self.workspace.activations, self.workspace.identity)
         self._calls = Calls(original, list(self._paths.values()))
         self._weights: AttentionWeights | None = None
 

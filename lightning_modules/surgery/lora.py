@@ -89,12 +89,12 @@ def place_lora(
         eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # rho 1 keeps the ranks that the table tells
         lora_ga_config=LoraGAConfig() if init == "lora_ga" else None,
     )
-    found = _from_inputs(model, config, rows, batches) if init == "eva" else {}
+    directions_of = _from_inputs(model, config, rows, batches) if init == "eva" else {}
     if init == "lora_ga":
         _measure_gradients(model, config, batches, loss)
     inject(model, config, ADAPTER)
     with torch.no_grad():
-        for module, directions in found.items():
+        for module, directions in directions_of.items():
             model.get_submodule(module).lora_A[ADAPTER].weight.copy_(directions)
         if init == "orthogonal":  # drawn anew in float32: rounded matrices are not orthogonal, and BA would not be 0
             for parameter in lora_parameters(model).values():
@@ -133,13 +133,13 @@ def _from_inputs(model: nn.Module, config: Any, rows: Sequence[Row], batches: Ca
         return model(**{key: tensor for key, tensor in inputs.items() if key != "attention_mask"}, use_cache=False)
 
     model.eval()
-    found: dict[str, Tensor] = {}
+    directions_of: dict[str, Tensor] = {}
     for rank in sorted({row.rank for row in rows}):
         modules = [row.module for row in rows if row.rank == rank]
         inputs = _joined([{**batch} for batch in batches()], rank)
         of_rank = replace(config, r=rank, rank_pattern={}, target_modules=modules)
-        found |= get_eva_state_dict(model, inputs, of_rank, forward_fn=forward, show_progress_bar=False)
-    return found
+        directions_of |= get_eva_state_dict(model, inputs, of_rank, forward_fn=forward, show_progress_bar=False)
+    return directions_of
 
 
 def _joined(batches: Sequence[Mapping[str, Tensor]], tokens: int) -> list[dict[str, Tensor]]:

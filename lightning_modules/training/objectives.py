@@ -101,8 +101,8 @@ def divergence(
 
     def divergence(hidden: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            theirs = output_logits(teacher, target)
-        return token_divergence(output_logits(model, hidden), theirs, temperature).sum() * temperature**2
+            teacher_logits = output_logits(teacher, target)
+        return token_divergence(output_logits(model, hidden), teacher_logits, temperature).sum() * temperature**2
 
     return _summed(divergence, chunk_size, hidden, target)
 

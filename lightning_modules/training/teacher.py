@@ -53,19 +53,20 @@ class Teacher:
 def _load(path: str, workspace: Workspace) -> nn.Module:
     from lightning_modules.preflight import require_own_logits  # which needs what is defined here
 
-    source, ours = PretrainedModel(path), workspace.tokenizer
-    theirs = source.tokenizer()
+    source, tokenizer = PretrainedModel(path), workspace.tokenizer
+    teacher_tokenizer = source.tokenizer()
     model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
-    outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
+    outputs = [len(language_model.get_output_embeddings().weight) for language_model in (model, workspace.original)]
     if outputs[0] != outputs[1]:
         raise UserError(
             f"the teacher {path} has {outputs[0]} outputs, the model that trains has {outputs[1]}: their next-token "
             "distributions cannot be compared. Take a teacher of the same family"
         )
-    if theirs.get_vocab() != ours.get_vocab():
+    if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
-            f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
+            f"the teacher {path} has another vocabulary ({len(teacher_tokenizer)} tokens) than the model that trains "
+            f"({len(tokenizer)}): their next-token distributions cannot be compared. Take a teacher with the same "
+            "tokenizer"
         )
     require_own_logits(model)
     return model.to(workspace.original.device)

@@ -48,8 +48,10 @@ def measure_back(states: PairedStates, site: Site, blocks: Tensor) -> Statistics
     for block in blocks:
         paired = states.paired(block)
         target, source = states.of_target(block)[site], states.of_source(paired.tokens)[site]
-        known = has_state(paired.back, states.first_token)
-        gathered.add(target[paired.back[known].to(target.device)], source[known.to(source.device)].to(target.device))
+        with_state = has_state(paired.back, states.first_token)
+        gathered.add(
+            target[paired.back[with_state].to(target.device)], source[with_state.to(source.device)].to(target.device)
+        )
     return gathered.statistics()
 
 

@@ -143,7 +143,7 @@ class ShuffledStates:
     def __init__(self, states: PairedStates, blocks: Tensor):
         self.states, self.pairing, self.sites = states, states.pairing, states.sites
         self.first_token, self.last = states.first_token, states.last
-        self._next = {_key(block): other for block, other in zip(blocks, blocks.roll(-1, 0), strict=True)}
+        self._next = {_key(block): following for block, following in zip(blocks, blocks.roll(-1, 0), strict=True)}
 
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """As `PairedStates`."""

@@ -35,8 +35,8 @@ def right_answers(
             context = _tokens(module, question.context) if condition == "text" else asked[:0]
             logits = module.model(input_ids=torch.cat([context, asked])[None], use_cache=False).logits[0, -1]
         else:
-            told = questions[(index + 1) % len(questions)] if condition == "shuffled" else question
-            states = _translated(module, site, told.context)
+            read = questions[(index + 1) % len(questions)] if condition == "shuffled" else question
+            states = _translated(module, site, read.context)
             if condition == "random":
                 states = _noise_like(module, site, states, index)
             logits = _after(module, site, states, asked)

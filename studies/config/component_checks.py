@@ -10,14 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning_modules.config import is_chosen
-from lightning_modules.optimizers import OPTIMIZERS, OptimizerSettings
 from lightning_modules.two_models.sites import resolve_sites
-from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS, UserError
+from registries import ADAPTERS, PLACEMENTS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import ModelShape, shape_of
 from registries.option import read_option, shared_key_errors, shared_keys, split_keys
 from registries.placements.placement import CHANGES_WEIGHTS, init_errors, linears
-from registries.registry import Registry, parameters, signature_errors
+from registries.registry import parameters, signature_errors
 from registries.settings import (
     AdapterSettings,
     AdapterTrainingSettings,
@@ -26,9 +25,9 @@ from registries.settings import (
     PlacementSettings,
     ReplacementSettings,
 )
+from studies.config.groups import GROUPS
 
 Parts = Mapping[str, Any]
-WIDTHS = ("source_width", "target_width")
 
 
 def model_errors(cfg: Parts) -> list[str]:
@@ -43,11 +42,10 @@ def replacement_errors(cfg: Parts) -> list[str]:
     group = cfg["replacement"]
     if not is_chosen(group):
         return []
-    name, own, shared = group["name"], split_keys(ReplacementSettings, group)[1], shared_keys(ReplacementSettings)
-    errors = shared_key_errors(ReplacementSettings, group, f"replacement {name!r}")
     config = model_config(cfg)
     if config is None:  # a hub model that is not here yet: its shape is checked once it is
-        return errors + ATTENTION.check(name, own, ("shape",), shared)
+        return _group_errors("replacement", group)
+    errors = shared_key_errors(ReplacementSettings, group, f"replacement {group['name']!r}")
     try:
         shape = shape_of(config)
     except UserError as error:
@@ -58,8 +56,8 @@ def replacement_errors(cfg: Parts) -> list[str]:
             layers = resolve_layers(read_option(ReplacementSettings, group).layers, shape.num_layers)
     except UserError as error:
         errors += [f"replacement.{line}" for line in error.messages]
-    checks = [ATTENTION.check(name, own, ("shape",), shared, shape=shape.attention(layer)) for layer in layers]
-    return errors + list(dict.fromkeys(message for messages in checks for message in messages))
+    checks = [_group_errors("replacement", group, shape=shape.attention(layer)) for layer in layers]
+    return list(dict.fromkeys([*errors, *(message for messages in checks for message in messages)]))
 
 
 def placement_errors(cfg: Parts) -> list[str]:
@@ -67,7 +65,7 @@ def placement_errors(cfg: Parts) -> list[str]:
     group = cfg["placement"]
     if not is_chosen(group):
         return []
-    errors = _group_errors(PLACEMENTS, PlacementSettings, group, ("model", "scores", "variant"), "placement")
+    errors = _group_errors("placement", group)
     init, dtype = group.get("init"), cfg["model"].get("dtype")
     if init in CHANGES_WEIGHTS and dtype not in ("auto", "float32"):
         errors.append(
@@ -104,7 +102,7 @@ def adapter_errors(cfg: Parts) -> list[str]:
         return errors
     if name not in ADAPTERS:
         return ADAPTERS.check(name, {})
-    label = f"adapter {name!r}"
+    label, widths = f"adapter {name!r}", GROUPS["adapter"].supplied
     shared, own = split_keys(AdapterSettings, cfg["adapter"])
     errors, allowed, training = shared_key_errors(AdapterSettings, cfg["adapter"], label), [*shared], {}
     if _is_trained(name):
@@ -113,13 +111,13 @@ def adapter_errors(cfg: Parts) -> list[str]:
         allowed += training
     configs = [model_config(cfg, which) for which in ("source", "model")]
     if None in configs:  # a hub model that is not here yet: it is checked once it is
-        return errors + ADAPTERS.check(name, own, WIDTHS, allowed)
+        return errors + ADAPTERS.check(name, own, widths, allowed)
     try:
         shapes = [shape_of(config) for config in configs]
     except UserError as error:
         return errors + error.messages
-    widths = dict(zip(WIDTHS, (shape.hidden_size for shape in shapes), strict=True))
-    errors += ADAPTERS.check(name, own, WIDTHS, allowed, **widths)
+    known = dict(zip(widths, (shape.hidden_size for shape in shapes), strict=True))
+    errors += ADAPTERS.check(name, own, widths, allowed, **known)
     if errors:
         return errors
     try:
@@ -138,8 +136,7 @@ def compressor_errors(cfg: Parts) -> list[str]:
         return [f"compressor={group['name']} reads a second model: choose one (model@source=smollm2_135m)"]
     if errors := _source_errors(cfg):
         return errors
-    supplied = (*WIDTHS, "tokens")
-    if errors := _group_errors(COMPRESSORS, CompressorSettings, group, supplied, "compressor"):
+    if errors := _group_errors("compressor", group):
         return errors
     settings, block_size = read_option(CompressorSettings, group), cfg["dataset"]["block_size"]
     if settings.context > block_size - 2:
@@ -171,7 +168,7 @@ def block_size_errors(cfg: Parts) -> list[str]:
 
 def optimizer_errors(cfg: Parts) -> list[str]:
     """Of the group `optimizer`."""
-    return _group_errors(OPTIMIZERS, OptimizerSettings, cfg["optimizer"], ("parameters",), "optimizer")
+    return _group_errors("optimizer", cfg["optimizer"])
 
 
 def model_config(cfg: Parts, which: str = "model") -> dict[str, Any] | None:
@@ -179,17 +176,16 @@ def model_config(cfg: Parts, which: str = "model") -> dict[str, Any] | None:
     return read_option(ModelSettings, cfg[which]).loader(cfg["cache_dir"]).config()
 
 
-def _group_errors(registry: Registry, kind: type, group: Parts, supplied: tuple[str, ...], key: str) -> list[str]:
+def _group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
     """What is wrong with the keys of a group: those that all its options share, and the component's own."""
-    own = split_keys(kind, group)[1]
-    errors = shared_key_errors(kind, group, f"{key} {group['name']!r}")
-    return errors + registry.check(group["name"], own, supplied, shared_keys(kind))
+    kind, registry, supplied = GROUPS[which].settings, GROUPS[which].registry, GROUPS[which].supplied
+    errors = shared_key_errors(kind, chosen, f"{which} {chosen['name']!r}")
+    own = split_keys(kind, chosen)[1]
+    return errors + registry.check(chosen["name"], own, supplied, shared_keys(kind), **context)
 
 
 def _loader_errors(cfg: Parts, which: str) -> list[str]:
-    group, own = cfg[which], split_keys(ModelSettings, cfg[which])[1]
-    errors = shared_key_errors(ModelSettings, group, f"{which} {group['name']!r}")
-    return errors + MODELS.check(group["name"], own, ("cache_dir",), shared_keys(ModelSettings), key=f"{which}.path")
+    return _group_errors(which, cfg[which], key=f"{which}.path")
 
 
 def _source_errors(cfg: Parts) -> list[str]:

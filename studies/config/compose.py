@@ -44,7 +44,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig
 
 def as_told(errors: Sequence[str], parsed: Sequence[Override]) -> list[str]:
     """Each error once; where a text was meant that Hydra took for something else, with the line as it must be typed."""
-    told = []
+    messages = []
     for message in dict.fromkeys(errors):
         for item in parsed:
             key, _, text = item.input_line.partition("=")
@@ -52,8 +52,8 @@ def as_told(errors: Sequence[str], parsed: Sequence[Override]) -> list[str]:
             meant = f"{value} is not valid: Input should be a valid string" in message
             forms = as_typed(key, text)[-1:] if meant and not item.is_sweep_override() else []
             message += f"; as a text, type {forms[0]}" if forms else ""
-        told.append(message)
-    return told
+        messages.append(message)
+    return messages
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def with_values(base: ComposedConfig, changes: Sequence[Override]) -> tuple[Dict
     there, or its key lies in another one.
     """
     keys = [item.key_or_group for item in changes]
-    nested = any(key.startswith(f"{other}.") for key in keys for other in keys)
+    nested = any(key.startswith(f"{outer}.") for key in keys for outer in keys)
     only_sets = all(item.type == OverrideType.CHANGE and not isinstance(item.value(), dict) for item in changes)
     in_place = only_sets and not nested
     cfg = base.cfg if in_place else copy.deepcopy(base.cfg)
@@ -57,7 +57,7 @@ def _stale(base: ComposedConfig, keys: Sequence[str]) -> set[str]:
     stale, before = {"", *(key.split(".")[0] for key in keys)}, None
     while stale != before:
         before = set(stale)
-        stale |= {key for key, others in base.linked.items() if others & before}
+        stale |= {key for key, references in base.linked.items() if references & before}
     return stale - {""}
 
 

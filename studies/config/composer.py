@@ -27,7 +27,7 @@ from studies.config.composed_config import ComposedConfig, with_values
 from studies.config.override_errors import checked_option, key_errors
 from studies.config.overrides import read_line
 
-PATIENCE = 1.0  # seconds for which the jobs of a sweep are searched for more errors when there are some
+SEARCH_SECONDS = 1.0  # seconds for which the jobs of a sweep are searched for more errors when there are some
 
 
 class Composer:
@@ -75,24 +75,24 @@ class Composer:
             cfg = self.checked(job, errors)
             devices |= {cfg.trainer.devices} if cfg is not None else set()
             begun = begun or time.monotonic()
-            if errors and time.monotonic() - begun > PATIENCE:
+            if errors and time.monotonic() - begun > SEARCH_SECONDS:
                 break  # the sweep is refused: what is wrong with its other jobs is told the next time
         return devices
 
     def axes(self, parsed: Sequence[Override]) -> dict[str, str]:
         """Key -> override of what the experiment that was asked for sweeps over (its `hydra.sweeper.params`)."""
-        ours = [item for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
+        experiments = [item for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
         hydras = [item for item in parsed if item.key_or_group.startswith(("hydra.sweeper", "hydra/sweeper"))]
-        asked = [item for item in ours if item.key_or_group == "experiment"]
+        asked = [item for item in experiments if item.key_or_group == "experiment"]
         if not asked + hydras:
             return {}
-        swept = [item.input_line for item in ours if "." not in item.key_or_group and item.is_sweep_override()]
+        swept = [item.input_line for item in experiments if "." not in item.key_or_group and item.is_sweep_override()]
         if swept or len(asked) > 1:
             raise UserError(f"{(swept or lines_of(asked))[-1]}: an experiment is a sweep of its own; run one at a time")
         if any(item.value() not in self.options(item.key_or_group) for item in asked):
             return {}  # told with all other errors
         with suppress(UserError, OmegaConfBaseException):  # likewise
-            cfg = self._hydra_composes((*self.start, *lines_of(ours), *lines_of(hydras)))
+            cfg = self._hydra_composes((*self.start, *lines_of(experiments), *lines_of(hydras)))
             axes = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
             return {key: f"{key}={_choices(axes[key])}" for key in axes}
         return {}
@@ -166,9 +166,11 @@ class Composer:
         for item in (self.read(before), self.read(line)):
             if not self._fills_one_group(f"{item.key_or_group}/{item.value()}", item.key_or_group):
                 return False
-        one, other = self._composed(self._first), self._composed(lines)
+        first, changed = self._composed(self._first), self._composed(lines)
         root = root_of(self.read(line))
-        return set(one) == set(other) and all(one._get_node(key) == other._get_node(key) for key in one if key != root)
+        return set(first) == set(changed) and all(
+            first._get_node(key) == changed._get_node(key) for key in first if key != root
+        )
 
     def _fills_one_group(self, path: str, group: str) -> bool:
         """Whether a config file, and what it inherits, has no package but the group's and chooses no other option."""

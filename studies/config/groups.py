@@ -51,7 +51,7 @@ GROUPS = {
     "model": Group(ModelSettings, MODELS, ("cache_dir",)),
     "source": Group(ModelSettings, MODELS, ("cache_dir",)),  # chosen by model@source
     "replacement": Group(ReplacementSettings, ATTENTION, ("shape",), "registries/attention"),
-    "placement": Group(PlacementSettings, PLACEMENTS, ("model", "scores"), "registries/placements"),
+    "placement": Group(PlacementSettings, PLACEMENTS, ("model", "scores", "variant"), "registries/placements"),
     "adapter": Group(AdapterSettings, ADAPTERS, WIDTHS, "registries/adapters", "two_models"),
     "compressor": Group(CompressorSettings, COMPRESSORS, (*WIDTHS, "tokens"), "registries/compressors", "soft_tokens"),
     "dataset": Group(DatasetSettings, DATASETS),

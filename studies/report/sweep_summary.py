@@ -39,9 +39,9 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     finished = [setting for setting in settings if setting.runs]
     table, baselines = summary_table(settings), untouched_losses(runs)
     tables = {"the sweep, by validation loss": table}
-    alike = by_everything_but(LEARNING_RATE, table).values()
-    if any(len(some) > 1 for some in alike):
-        tables["each at its best learning rate"] = [some[0] for some in alike]
+    by_rate = by_everything_but(LEARNING_RATE, table).values()
+    if any(len(lines) > 1 for lines in by_rate):
+        tables["each at its best learning rate"] = [lines[0] for lines in by_rate]
     for title, lines in tables.items():
         if lines:
             show_settings(title, lines, baselines)

@@ -19,7 +19,7 @@ from studies.config.groups import GROUPS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that compute
+COMPUTING_LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that compute
 
 # What computes with a model, whatever is done to it. Datasets are left out: their tokens count themselves.
 PACKAGES = ("registries", "lightning_modules", "data_modules")
@@ -65,7 +65,7 @@ def _model_files(root: Path) -> Iterator[Path]:
 def _hash(files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
     everything = {*files, *plugin_files([*plugin_names(), *plugins])}
     state = sorted((file.parent.name, file.name, _meaning(file)) for file in everything)
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {name: version(name) for name in COMPUTING_LIBRARIES}
     return hashlib.sha256(json.dumps([state, libraries]).encode()).hexdigest()[:16]
 
 

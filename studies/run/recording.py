@@ -160,14 +160,14 @@ def recording(folder: RunFolder, cfg: Config) -> Iterator[RunRecord]:
             result.pop("error", None)
             (folder.path / TRACEBACK).unlink(missing_ok=True)
         except BaseException as error:
-            told = _outcome(error, folder)
-            status = status_of(told)
-            result["error"] = f"{type(told).__name__}: {told}"
-            if status != "killed" and not isinstance(told, UserError):
+            cause = _outcome(error, folder)
+            status = status_of(cause)
+            result["error"] = f"{type(cause).__name__}: {cause}"
+            if status != "killed" and not isinstance(cause, UserError):
                 with suppress(UserError):  # of a full disk, which must not take the place of what went wrong
                     write_text(folder.path / TRACEBACK, traceback.format_exc())
-            if told is not error:
-                raise told from error
+            if cause is not error:
+                raise cause from error
             raise
         finally:
             with deferred():  # a second signal ends this too

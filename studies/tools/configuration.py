@@ -37,7 +37,11 @@ by `python -m studies.tools.configuration docs/configuration.md`, from the files
 A group's option is chosen by `<group>=<option>`, a key set by `<group>.<key>=<value>`. Of an option, its own keys are
 listed, and keys of the group that have another value there.
 """
-SECTIONS = {"samples": SampleSettings, "activations": ActivationSettings, "communication": CommunicationSettings}
+SECTION_SETTINGS = {
+    "samples": SampleSettings,
+    "activations": ActivationSettings,
+    "communication": CommunicationSettings,
+}
 WORDS = {int: "integer", float: "number", str: "text", bool: "true, false", NoneType: "null", dict: "keys and values"}
 BOUNDS = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
 
@@ -132,7 +136,7 @@ def options(group: str) -> Iterable[Path]:
 
 def _top() -> str:
     hints = type_hints(RunSettings)
-    for name, kind in SECTIONS.items():
+    for name, kind in SECTION_SETTINGS.items():
         hints |= type_hints(kind, f"{name}.")
     return "\n".join(["## At the top", "", table(file_keys(CONF / "config.yaml"), hints)])
 

@@ -46,7 +46,6 @@ def crossing(cache, sites, adapter, target="llama", source="gpt2", source_tokeni
     same = source is None
     source_model = target_model if same else language_model(source, seed=1, num_layers=LAYERS, vocab_size=2048)
     source_tokenizer = source_tokenizer or (WORDS if same else byte_tokenizer())
-    target = CausalLMModule(target_model, WORDS)
     identities = [model_identity(model) for model in (source_model, target_model)]
     states = PairedStates(
         Pairing(WORDS, source_tokenizer), source_model, target_model, sites, cache, *identities, first_token=first
@@ -60,7 +59,8 @@ def crossing(cache, sites, adapter, target="llama", source="gpt2", source_tokeni
     for each, measured in measure(states, text_blocks(WORDS)).items():
         bridges[each].take(measured)
         bridges[each].adapter.fit(measured.statistics)
-    return CrossModelModule(target, source_model, source_tokenizer, states, bridges)
+    module = CausalLMModule(target_model, WORDS)
+    return CrossModelModule(module, source_model, source_tokenizer, states, bridges)
 
 
 def crossed_logits(module, blocks):

@@ -34,11 +34,11 @@ def alone(small_in, cache_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def shared(command, small):
+def shared(forked, small):
     """Run the study in two processes. Returns what the command printed; the run is in `tmp_path / "outputs"`."""
 
     def shared(*more):
-        return command("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", *more))
+        return forked("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", *more))
 
     return shared
 

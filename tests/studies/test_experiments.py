@@ -30,6 +30,7 @@ def swept(handed):
     return {key: values for key, values in sweeps.items() if len(values) > 1}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("model", "size"), [("default", "full"), *((model, "small") for model in ("default", "tiny_phi", "random"))]
 )

@@ -16,8 +16,9 @@ from tests.cover import mark_full_product
 
 # Before torch is imported: the tests run one process per core, and tiny models gain nothing from more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Before Lightning is imported, which asks for them whenever it makes a trainer: a tenth of a small study.
+# Before Lightning is imported, which asks what is installed whenever it makes a trainer: a tenth of a small study.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
+importlib.metadata.version = cache(importlib.metadata.version)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -49,9 +49,13 @@ def append(file, text):
     ],
 )
 def test_code_counts_for_what_it_computes(project, file, of_models, of_runs):
-    before = model_code(PLAIN, project), run_code(REPLACED, project)
+    before = model_code(PLAIN), run_code(REPLACED)
     append(project / file, "ADDED = 1")
     assert (model_code(PLAIN, project) != before[0], run_code(REPLACED, project) != before[1]) == (of_models, of_runs)
+
+
+def test_a_copy_of_the_code_counts_as_the_code(project):
+    assert (model_code(PLAIN, project), run_code(REPLACED, project)) == (model_code(PLAIN), run_code(REPLACED))
 
 
 def test_words_about_the_code_do_not_count(project):

@@ -90,18 +90,18 @@ def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
     return {"all": list(documents)} | _gather(documents, keys, assigned, SPLITS)
 
 
-def drop_trained(splits: dict[str, list[Any]], what: str) -> list[str]:
+def drop_trained(splits: dict[str, list[Any]], noun: str) -> list[str]:
     """Take out of validation and test, in place, every text that is trained on as well.
 
     Returns:
-        A message for each split that lost some, in which `what` is the noun for these objects with a `text`.
+        A message for each split that lost some; it calls these objects with a `text` by `noun`.
     """
     trained, messages = {document.text for document in splits["train"]}, []
     for split in ("validation", "test"):
         kept = [document for document in splits[split] if document.text not in trained]
         if len(kept) < len(splits[split]):
             left_out = len(splits[split]) - len(kept)
-            messages.append(f"{left_out} {split} {what} are trained on as well and were left out")
+            messages.append(f"{left_out} {split} {noun} are trained on as well and were left out")
             splits[split] = kept
     return messages
 

@@ -32,14 +32,14 @@ ENGLISH = Template(
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
 )
 NOTES = {
-    "no response": "{count} records of {where} have no response and were left out",
-    "strange turn": "{count} records of {where} were left out: the turn that dataset.fields names as the "
+    "no response": "{count} records of {label} have no response and were left out",
+    "strange turn": "{count} records of {label} were left out: the turn that dataset.fields names as the "
     "instruction (response) is not the user's (assistant's); <column>.user and <column>.assistant are the first ones",
-    "no instruction": "{count} of {total} records of {where} have no instruction; they are kept",
-    "no input": "{count} of {total} records of {where} have no input",
-    "further turns": "{count} of {total} records of {where} have further turns, which are not read: of a conversation, "
+    "no instruction": "{count} of {total} records of {label} have no instruction; they are kept",
+    "no input": "{count} of {total} records of {label} have no input",
+    "further turns": "{count} of {total} records of {label} have further turns, which are not read: of a conversation, "
     "the instruction and the response are",
-    "system text": "{count} of {total} records of {where} have a text of the system that no template names: {{system}}",
+    "system text": "{count} of {total} records of {label} have a text of the system that no template names: {{system}}",
 }
 JAPANESE = Template(
     "### 指示:\n{instruction}\n\n### 応答:\n",
@@ -117,11 +117,11 @@ def from_hub(repository: str, template: Template, summary: str) -> Callable[...,
     return load
 
 
-def _notes(counts: Counter, total: int, where: str) -> list[str]:
+def _notes(counts: Counter, total: int, label: str) -> list[str]:
     """A line for each kind of record that differs from the rest."""
     if counts["no input"] + counts["whole prompts"] >= total:
         counts = {**counts, "no input": 0}
-    return [NOTES[kind].format(count=counts[kind], total=total, where=where) for kind in NOTES if counts.get(kind)]
+    return [NOTES[kind].format(count=counts[kind], total=total, label=label) for kind in NOTES if counts.get(kind)]
 
 
 def _label(file: Path, root: Path) -> str:

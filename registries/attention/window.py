@@ -20,8 +20,8 @@ class CircularWindow:
     period: int
 
     def __call__(self, offsets: Tensor) -> Tensor:
-        around = offsets.remainder(self.period)
-        near = torch.minimum(around, self.period - around) <= self.window
+        steps = offsets.remainder(self.period)
+        near = torch.minimum(steps, self.period - steps) <= self.window
         return torch.zeros(len(offsets), 1, 1, device=offsets.device).masked_fill(~near[:, None, None], -torch.inf)
 
 
@@ -30,10 +30,10 @@ class WindowAttention(nn.Module):
     """Causal attention to the positions within a window that wraps: min(t, P - t) <= window for t = (i - j) mod P.
 
     Args:
-        shape: the layer it works in.
-        window: steps on the ring that a query can look; at least period / 2 is full attention.
+        shape: dimensions of the layer.
+        window: steps on the ring that a query can look; from period / 2 on, attention is full.
         period: length of the ring, in positions.
-        backend: how it is computed; all agree.
+        backend: way of computing; all give the same result.
     """
 
     own_positions = False
@@ -54,7 +54,7 @@ class WindowAttention(nn.Module):
         return attend(query, key, value, **scores, backend=self.backend)
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
-        """How much each query looks at each key, (batch, heads, queries, keys)."""
+        """Attention weights, (batch, heads, queries, keys)."""
         return position_weights(query, key, **self._scores(mask, scaling, query_start, key_start))
 
     def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:

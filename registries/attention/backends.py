@@ -28,8 +28,8 @@ def no_bias(offsets: Tensor) -> Tensor:
 
 
 # The fastest of several values on a CPU with AVX-512, by benchmarks/attention_cost.py: more rows waste work on keys
-# that lie after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex): zero
-# channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
+# that lie after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex):
+# zero channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
 CHUNK_ROWS = 384
 MIN_WIDTH = 16
 

@@ -44,14 +44,14 @@ STUDIES = (
 
 def model_code(cfg: Config, root: Path = ROOT) -> str:
     """Hash of what computes the numbers of an untouched model: this project's code, plugins and libraries."""
-    return _hash(tuple(_model_files(root)), tuple(cfg.plugins or ()))
+    return _hash(root, tuple(_model_files(root)), tuple(cfg.plugins or ()))
 
 
 def run_code(cfg: Config, root: Path = ROOT) -> str:
     """Hash of what computes the numbers of a run: as `model_code`, with the studies and the components that it uses."""
     folders = [GROUPS[key].package for key in OPERATIONS if getattr(cfg, key) is not None]
     files = [root / file for file in STUDIES] + [file for folder in folders for file in (root / folder).rglob("*.py")]
-    return _hash((*_model_files(root), *files), tuple(cfg.plugins or ()))
+    return _hash(root, (*_model_files(root), *files), tuple(cfg.plugins or ()))
 
 
 def _model_files(root: Path) -> Iterator[Path]:
@@ -62,11 +62,11 @@ def _model_files(root: Path) -> Iterator[Path]:
                 yield file
 
 
-def _hash(files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
-    everything = {*files, *plugin_files([*plugin_names(), *plugins])}
-    state = sorted((file.parent.name, file.name, _meaning(file)) for file in everything)
+def _hash(root: Path, files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
+    state = {(file.relative_to(root).as_posix(), _meaning(file)) for file in files}
+    state |= {(f"{file.parent.name}/{file.name}", _meaning(file)) for file in plugin_files([*plugin_names(), *plugins])}
     libraries = {name: version(name) for name in COMPUTING_LIBRARIES}
-    return hashlib.sha256(json.dumps([state, libraries]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([sorted(state), libraries]).encode()).hexdigest()[:16]
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from data_modules.dataset_settings import DatasetSettings, dataset_group_errors
-from registries.option import read_option
 from registries.registry import Registry, UserError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def build_data_module(cfg: Any, tokenizer: Any) -> BlockDataModule:
         raise UserError(errors)
     from data_modules.data_module import BlockDataModule
 
-    settings, trainer = read_option(DatasetSettings, cfg["dataset"]), cfg.get("trainer") or {}
+    settings, trainer = DatasetSettings.read(cfg["dataset"]), cfg.get("trainer") or {}
     return BlockDataModule(
         build_corpus=lambda: DATASETS.build(settings.name, **settings.arguments),
         settings=settings,

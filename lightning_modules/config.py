@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from data_modules.dataset_settings import DatasetSettings
 from lightning_modules.optimizers import OptimizerSettings
 from registries.models.model_folder import absolute_path
-from registries.option import Option, base_values, read_option, read_section
+from registries.option import Option, base_values, read_section
 from registries.settings import (
     AdapterSettings,
     CompressorSettings,
@@ -55,6 +55,12 @@ class TrainerSettings(Option):
     detect_anomaly: bool
     benchmark: bool | None
     early_stopping: EarlyStoppingSettings
+
+    @classmethod
+    def read(cls, group: Mapping[str, Any]) -> TrainerSettings:
+        """The settings that a valid group `trainer` holds."""
+        stopping = {**base_values("trainer")["early_stopping"], **(group.get("early_stopping") or {})}
+        return super().read({**group, "early_stopping": EarlyStoppingSettings(**stopping)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,7 @@ class Config(RunSettings):
     @property
     def reads_two_models(self) -> bool:
         """Whether a source model is read."""
-        return self.adapter is not None or self.compressor is not None
+        return any(getattr(self, group) is not None for group in TWO_MODEL_MODULES)
 
     def model_loader(self) -> Any:
         """The `ModelLoader` of the model."""
@@ -151,6 +157,26 @@ class Config(RunSettings):
         return ActivationCache(self.cache_dir, self.activations.max_gb, keep and self.activations.cache)
 
 
+OPTIONS = {
+    "model": ModelSettings,
+    "source": ModelSettings,
+    "replacement": ReplacementSettings,
+    "placement": PlacementSettings,
+    "adapter": AdapterSettings,
+    "compressor": CompressorSettings,
+    "dataset": DatasetSettings,
+    "optimizer": OptimizerSettings,
+    "trainer": TrainerSettings,
+    "tracking": TrackingSettings,
+}
+SECTIONS = {"samples": SampleSettings, "activations": ActivationSettings, "communication": CommunicationSettings}
+# Groups that put a source model before the model: what builds the module of both, from (config, the model's module).
+TWO_MODEL_MODULES = {
+    "adapter": "lightning_modules.two_models.bridge_assembly:bridge_models",
+    "compressor": "lightning_modules.soft_tokens.encoder_assembly:build_compression",
+}
+
+
 def read_config(cfg: Any) -> Config:
     """The settings of a valid config: a composed one, or what a run recorded, whose version may have had fewer keys.
 
@@ -158,29 +184,14 @@ def read_config(cfg: Any) -> Config:
     that the run can be loaded from anywhere.
     """
     plain = with_absolute_paths(exchanged(as_plain(cfg)))
-    groups = {key: {"name": "none"} for key in ("source", "placement", "adapter", "compressor", "tracking")} | plain
-    kinds = {"source": ModelSettings, "replacement": ReplacementSettings, "placement": PlacementSettings}
-    kinds |= {"compressor": CompressorSettings, "tracking": TrackingSettings}
-    chosen = {key: read_option(kind, groups[key]) if is_chosen(groups[key]) else None for key, kind in kinds.items()}
-    sections = {"samples": SampleSettings, "activations": ActivationSettings, "communication": CommunicationSettings}
+    groups = {key: plain.get(key, {"name": "none"}) for key in OPTIONS}
     return Config(
-        model=read_option(ModelSettings, plain["model"]),
-        adapter=AdapterSettings.read(groups["adapter"]) if is_chosen(groups["adapter"]) else None,
         recovery=plain.get("recovery") or {},
-        dataset=read_option(DatasetSettings, plain["dataset"]),
-        optimizer=read_option(OptimizerSettings, plain["optimizer"]),
-        trainer=read_trainer(plain["trainer"]),
         plain=plain,
-        **chosen,
-        **{key: read_section(kind, plain.get(key, {}), key) for key, kind in sections.items()},
+        **{key: kind.read(groups[key]) if is_chosen(groups[key]) else None for key, kind in OPTIONS.items()},
+        **{key: read_section(kind, plain.get(key, {}), key) for key, kind in SECTIONS.items()},
         **vars(read_section(RunSettings, plain)),
     )
-
-
-def read_trainer(group: Mapping[str, Any]) -> TrainerSettings:
-    """The settings that a valid group `trainer` holds."""
-    stopping = {**base_values("trainer")["early_stopping"], **(group.get("early_stopping") or {})}
-    return read_option(TrainerSettings, {**group, "early_stopping": EarlyStoppingSettings(**stopping)})
 
 
 def is_chosen(group: Mapping[str, Any]) -> bool:

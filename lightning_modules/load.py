@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,13 +15,12 @@ from data_modules.batches import ModelInput, scored_labels
 from data_modules.data_module import BlockDataModule
 from data_modules.tokens import vocabulary_size
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.config import Config, read_config
+from lightning_modules.config import TWO_MODEL_MODULES, Config, read_config
 from lightning_modules.dtypes import resolve_dtype
 from lightning_modules.length_guard import guard_length
 from lightning_modules.nll import IGNORED
 from lightning_modules.processes import from_first
 from lightning_modules.saved_run import read_run
-from lightning_modules.soft_tokens.encoder_assembly import build_compression
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.surgery.layer_scores import measure_scores
 from lightning_modules.surgery.lora import place_lora
@@ -29,7 +29,6 @@ from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.twins import separate
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.stage_plan import build_stages, recovery_plan
-from lightning_modules.two_models.bridge_assembly import bridge_models
 from lightning_modules.weights import BRIDGE_WEIGHTS, LORA_FOLDER, TRAINED_WEIGHTS, load_into, restore
 from registries import PLACEMENTS, UserError
 from registries.layers import resolve_layers
@@ -39,8 +38,6 @@ from registries.plugins import import_plugins
 from registries.registry import parameters
 
 PLACEMENT_BATCHES = 8  # of training data, where an init looks at it
-ADAPTER_STAGE = "adapter"  # the stage that trains what lies between two models
-COMPRESSOR_STAGE = "compressor"  # the same of what is between a text and its soft tokens
 
 
 def load_language_model(cfg: Config, loader: Any, tokenizer: Any) -> CausalLMModule:
@@ -141,7 +138,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     loader = cfg.model_loader()
     module = load_language_model(cfg, loader, loader.tokenizer())
     _replace(module, cfg)
-    of_the_model = set(result.get("stages", {})) - {ADAPTER_STAGE, COMPRESSOR_STAGE}
+    of_the_model = result.get("stages", {}).keys() - TWO_MODEL_MODULES.keys()
     if result["status"] != "finished" or of_the_model:  # else nothing of it was trained
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
@@ -156,9 +153,10 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
 
 def _with_source(module: CausalLMModule, cfg: Config) -> CausalLMModule:
     """The module that reads a source model too, where the config has one; nothing of it is fitted or trained yet."""
-    if cfg.adapter is not None:
-        return bridge_models(cfg, module)
-    return module if cfg.compressor is None else build_compression(cfg, module)
+    for group, builder in TWO_MODEL_MODULES.items():
+        if getattr(cfg, group) is not None:
+            return resolve_name(builder)(cfg, module)
+    return module
 
 
 def workspace(module: CausalLMModule, cfg: Config, code: str = "", **of_run: Any) -> Workspace:

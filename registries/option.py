@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from registries.registry import signature_errors
 
@@ -33,6 +33,12 @@ class Option:
     name: str
     arguments: dict = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, group: Mapping[str, Any]) -> Self:
+        """The settings that a valid config group holds."""
+        shared, own = split_keys(cls, group)
+        return cls(name=group["name"], arguments=own, **shared)
+
 
 def shared_keys(kind: type) -> list[str]:
     """The keys of the config that a dataclass of settings declares: its fields without a default, but not `name`."""
@@ -51,12 +57,6 @@ def split_keys(kind: type, group: Mapping[str, Any]) -> tuple[dict[str, Any], di
     values = {key: base_values(kind.base)[key] for key in names}
     shared = values | {key: value for key, value in group.items() if key in names}
     return shared, {key: value for key, value in group.items() if key not in (*names, "name")}
-
-
-def read_option(kind: type[S], group: Mapping[str, Any]) -> S:
-    """The settings that a valid config group holds."""
-    shared, own = split_keys(kind, group)
-    return kind(name=group["name"], arguments=own, **shared)
 
 
 def shared_key_errors(kind: type, group: Mapping[str, Any], label: str) -> list[str]:

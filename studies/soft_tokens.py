@@ -10,7 +10,7 @@ import torch
 
 from data_modules.tensor_files import save_weights
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.load import COMPRESSOR_STAGE, workspace
+from lightning_modules.load import workspace
 from lightning_modules.soft_tokens.compression import (
     CompressionModule,
     CompressionTraining,
@@ -28,6 +28,7 @@ from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover
 from studies.study import Study
 
+STAGE = "compressor"  # named after the group, as `load_module` expects it of what lies between two models
 UNTRAINED_FORMS = ("text", "truncated", "nothing")  # of the context, that nothing is learned for
 
 
@@ -53,7 +54,7 @@ def study_soft_tokens(study: Study) -> None:
     save_weights(soft.between.state_dict(), record.folder.path / BRIDGE_WEIGHTS)
     speed = record_forms(study, soft, forms)
     record_costs(study, soft, {**trained, **encoder}, speed)
-    plot_curves(study, [*stages, *([COMPRESSOR_STAGE] if encoder else [])])
+    plot_curves(study, [*stages, *([STAGE] if encoder else [])])
     show_compression(record.metrics)
 
 
@@ -84,7 +85,7 @@ def train_encoder(study: Study, module: CompressionModule) -> dict[str, torch.nn
         lr=settings.lr,
         batch_size=settings.batch_size,
     )
-    return train_stage(study, module, COMPRESSOR_STAGE, stage)
+    return train_stage(study, module, STAGE, stage)
 
 
 def record_forms(study: Study, module: CompressionModule, forms: Mapping[str, Mapping[str, Scores]]) -> Scores:

@@ -16,7 +16,7 @@ from data_modules.tensor_files import save_weights, tensors_sha256
 from data_modules.tokens import token_bytes
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.hidden_states.frozen_states import in_precision
-from lightning_modules.load import ADAPTER_STAGE, workspace
+from lightning_modules.load import workspace
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.processes import from_first
 from lightning_modules.samples import continue_texts
@@ -46,6 +46,7 @@ from studies.stage_training import train_stage
 from studies.steps import operate_and_check, plot_curves, record_costs, recover, score_baseline
 from studies.study import Study
 
+STAGE = "adapter"  # named after the group, as `load_module` expects it of what lies between two models
 ADAPTER_CONTROLS = ("mean", "random_orthogonal", "shuffled", "identity", "procrustes", "ridge")
 
 # (states, bridges) -> the module that reads through them
@@ -104,7 +105,7 @@ def study_two_models(study: Study) -> None:
         write_crossed_samples(study, module, back)
     show_crossing(record.metrics)
     record_costs(study, module, {**trained, **adapted}, speed)
-    plot_curves(study, [*stages, *([ADAPTER_STAGE] if adapted else [])])
+    plot_curves(study, [*stages, *([STAGE] if adapted else [])])
 
 
 def record_source(study: Study, states: PairedStates, tokenizer: Any, account: Mapping[str, Any]) -> None:
@@ -201,7 +202,7 @@ def train_adapter(study: Study, module: CrossModelModule) -> dict[str, torch.nn.
     # An epoch ends with a score of the translated states; early stopping goes by it.
     by_epoch = replace(study.cfg.trainer, val_check_interval=steps, max_epochs=settings.epochs)
     watch = WatchCrossing(study, settings.metrics_every)
-    return train_stage(study, module, ADAPTER_STAGE, stage, [watch], by_epoch)
+    return train_stage(study, module, STAGE, stage, [watch], by_epoch)
 
 
 def record_final(

@@ -6,31 +6,20 @@ import pytest
 import yaml
 
 import train
-from lightning_modules.config import (
-    ActivationSettings,
-    CommunicationSettings,
-    EarlyStoppingSettings,
-    RunSettings,
-    SampleSettings,
-)
+from lightning_modules.config import SECTIONS, EarlyStoppingSettings, RunSettings
 from lightning_modules.stages import STAGES
 from registries.adapters.adapter import is_trained
 from registries.option import CONF, base_values, root_values, shared_keys
 from registries.registry import defaults, parameters
 from registries.settings import AdapterTrainingSettings
-from studies.config import check
+from studies.config import component_checks
 from studies.config.check import ScoreSettings
-from studies.config.groups import GROUPS, SECTIONS
+from studies.config.groups import GROUPS, OTHER_SECTIONS
 
 REGISTERED = {key: group for key, group in GROUPS.items() if group.registry is not None and key != "source"}
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "base")
 OPTIONS.remove(("model", "none"))  # of the second model alone
 COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTERED and name != "none"]
-SECTION_SETTINGS = {
-    "samples": SampleSettings,
-    "activations": ActivationSettings,
-    "communication": CommunicationSettings,
-}
 
 # Where the value of a YAML is a choice for that option, and the default in the code one for use without a config.
 CHOSEN = {"optimizer": {"lr"}}  # smaller than AdamW's: what is trained starts close to where it should end
@@ -106,18 +95,18 @@ def test_the_base_of_a_group_has_the_keys_that_its_options_share():
 
 def test_the_top_of_the_config_has_the_keys_of_its_settings():
     values = dict(root_values())
-    sections = {key: values.pop(key) for key in SECTIONS if key in values}
+    sections = {key: values.pop(key) for key in OTHER_SECTIONS if key in values}
     assert set(values) - {"defaults", "hydra"} == set(shared_keys(RunSettings))
     assert sections.pop("recovery") == {}
     assert {key: set(section) for key, section in sections.items()} == {
-        key: set(shared_keys(kind)) for key, kind in SECTION_SETTINGS.items()
+        key: set(shared_keys(kind)) for key, kind in SECTIONS.items()
     }
     assert set(read(CONF / "score.yaml")) - {"defaults", "model"} == set(shared_keys(ScoreSettings))
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_is_a_valid_config(group, name, text_path, monkeypatch):
-    monkeypatch.setattr(check, "_has_gpu", lambda: True)
+    monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
     path = [f"dataset.path={text_path}"] if name == "text" else []
     operated = ["replacement=toroidal"] if group == "recovery" else []
     cfg = train.compose([f"{group}={name}", *path, *operated, *NEEDED.get(name, [])])

@@ -10,21 +10,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
-from lightning_modules.config import (
-    ActivationSettings,
-    CommunicationSettings,
-    EarlyStoppingSettings,
-    RunSettings,
-    SampleSettings,
-    TrackingSettings,
-    TrainerSettings,
-    exchanged,
-    is_chosen,
-)
-from registries.option import base_values, shared_key_errors, shared_keys, split_keys
+from lightning_modules.config import SECTIONS, TWO_MODEL_MODULES, RunSettings, exchanged, is_chosen
+from registries.option import shared_keys
 from registries.registry import is_there, signature_errors, wrong_arguments
-from studies.config.groups import GROUPS, SECTIONS
-from studies.run.trackers import TRACKERS
+from studies.config.component_checks import not_keys
+from studies.config.groups import GROUPS, OTHER_SECTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +56,8 @@ def config_errors(cfg: Mapping[str, Any], known: Known | None = None) -> list[st
     known = {} if known is None else known
     if missing := NEEDED - cfg.keys():
         return [f"the config has no key {key!r}: a primary config must build on ours" for key in sorted(missing)]
-    sections = {*GROUPS, *SECTIONS}
-    wrong = {key: [_not_keys(key, cfg[key])] for key in sections if key in cfg and not isinstance(cfg[key], Mapping)}
+    sections = {*GROUPS, *OTHER_SECTIONS}
+    wrong = {key: [not_keys(key, cfg[key])] for key in sections if key in cfg and not isinstance(cfg[key], Mapping)}
     wrong |= {key: [_unnamed(key)] for key in GROUPS if key in cfg and key not in wrong and not _is_named(cfg[key])}
     if not {"adapter", "model", "source"} & wrong.keys() and cfg["adapter"].get("exchange") is True:
         cfg = exchanged(cfg)
@@ -84,10 +74,6 @@ def config_errors(cfg: Mapping[str, Any], known: Known | None = None) -> list[st
             wrong.setdefault(check.concerns, [])
             errors += known[key]
     return errors
-
-
-def _not_keys(key: str, value: Any) -> str:
-    return f"{key}={value!r}: {key} is no value but has keys of its own; set {key}.<key>=<value>"
 
 
 def _is_named(group: Mapping[str, Any]) -> bool:
@@ -127,16 +113,6 @@ def _imported(module: str, name: str) -> Callable[[Mapping[str, Any]], list[str]
     return lambda cfg: getattr(import_module(module), name)(cfg)
 
 
-def _component(name: str) -> Callable[[Mapping[str, Any]], list[str]]:
-    return _imported("studies.config.component_checks", name)
-
-
-def _dataset_errors(cfg: Mapping[str, Any]) -> list[str]:
-    import data_modules
-
-    return data_modules.dataset_errors(cfg["dataset"])
-
-
 def _question_errors(cfg: Mapping[str, Any]) -> list[str]:
     if cfg["communication"].get("questions") and not is_chosen(cfg["adapter"]):
         return ["communication.questions are for two models: choose an adapter (adapter=ridge)"]
@@ -155,69 +131,20 @@ def _control_errors(cfg: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _tracking_errors(cfg: Mapping[str, Any]) -> list[str]:
-    group, name = cfg["tracking"], cfg["tracking"]["name"]
-    stores = [f"tracking={store}" for store in TRACKERS.names()]
-    if name == "none":
-        keys = [key for key in group if key != "name"]
-        return [f"tracking=none has no key {key!r}: choose {' or '.join(stores)}" for key in keys]
-    if name not in TRACKERS:
-        return [f"tracking.name={name!r} is no option: choose {', '.join(stores)} or tracking=none"]
-    shared, own = split_keys(TrackingSettings, group)
-    errors = shared_key_errors(TrackingSettings, group, "tracking")
-    return errors + TRACKERS.check(name, own, ("experiment",), list(shared), label="tracking")
-
-
-def _trainer_errors(cfg: Mapping[str, Any]) -> list[str]:
-    keys = {key: value for key, value in cfg["trainer"].items() if key != "name"}
-    stopping = keys.pop("early_stopping", None) or {}
-    wrong = wrong_arguments(TrainerSettings, keys, "trainer", ("name", "arguments", "early_stopping"))
-    errors = [message for messages in wrong.values() for message in messages]
-    if not isinstance(stopping, Mapping):
-        errors.append(_not_keys("trainer.early_stopping", stopping))
-        stopping = {}
-    stopping = {**base_values("trainer")["early_stopping"], **stopping}
-    errors += signature_errors(EarlyStoppingSettings, stopping, "trainer.early_stopping")
-    if stopping.get("patience") and keys.get("val_check_interval") is None:
-        errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
-    accelerator = keys.get("accelerator")
-    if accelerator in ("gpu", "cuda") and not _has_gpu():
-        errors.append(f"trainer.accelerator={accelerator}: there is no GPU here. Use trainer=auto or trainer=cpu")
-    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
-        errors.append(
-            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
-        )
-    return errors
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
 _OPERATED = ("model", "replacement", "placement", "recovery", "dataset", "optimizer", "trainer", "cache_dir")
-_RECOVERY = "studies.config.recovery_checks"
+_COMPONENTS, _RECOVERY = "studies.config.component_checks", "studies.config.recovery_checks"
 CHECKS = (
-    _section(SampleSettings, "samples"),
-    _section(ActivationSettings, "activations"),
-    _section(CommunicationSettings, "communication"),
+    *(_section(kind, key) for key, kind in SECTIONS.items()),
     Check("communication", ("communication", "adapter"), _question_errors),
-    Check("tracking", ("tracking",), _tracking_errors),
-    Check("trainer", ("trainer",), _trainer_errors),
-    Check("dataset", ("dataset",), _dataset_errors),
-    Check("optimizer", ("optimizer",), _component("optimizer_errors")),
-    Check("model", ("model", "cache_dir"), _component("model_errors")),
-    Check("replacement", ("replacement", "model", "cache_dir"), _component("replacement_errors")),
-    Check("placement", ("placement", "model", "cache_dir"), _component("placement_errors")),
-    Check(
-        "adapter", ("adapter", "source", "model", "compressor", "trainer", "cache_dir"), _component("adapter_errors")
+    *(
+        Check(key, (key, *group.reads), _imported(group.checks, f"{key}_errors"))
+        for key, group in GROUPS.items()
+        if group.checks is not None
     ),
-    Check("compressor", ("compressor", "source", "adapter", "dataset", "cache_dir"), _component("compressor_errors")),
     Check("recovery", _OPERATED, _imported(_RECOVERY, "recovery_errors")),
-    Check("devices", (*_OPERATED, "source", "adapter", "compressor"), _imported(_RECOVERY, "device_errors")),
+    Check("devices", (*_OPERATED, "source", *TWO_MODEL_MODULES), _imported(_RECOVERY, "device_errors")),
     Check("trainer", ("trainer", "split"), _scoring_errors),
     Check("controls", ("controls", "replacement"), _control_errors),
-    Check("dataset", ("dataset", "model", "cache_dir"), _component("block_size_errors")),
+    Check("dataset", ("dataset", "model", "cache_dir"), _imported(_COMPONENTS, "block_size_errors")),
 )
 NEEDED = {key for check in CHECKS for key in check.reads} - {"split"}  # that only score.py has

@@ -9,23 +9,20 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from lightning_modules.config import is_chosen
-from lightning_modules.two_models.sites import resolve_sites
-from registries import ADAPTERS, PLACEMENTS, UserError
+from lightning_modules.config import EarlyStoppingSettings, TrackingSettings, TrainerSettings, is_chosen
+from registries import PLACEMENTS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import ModelShape, shape_of
-from registries.option import read_option, shared_key_errors, shared_keys, split_keys
+from registries.option import base_values, shared_key_errors, shared_keys, split_keys
 from registries.placements.placement import CHANGES_WEIGHTS, init_errors, linears
-from registries.registry import parameters, signature_errors
+from registries.registry import parameters, signature_errors, wrong_arguments
 from registries.settings import (
-    AdapterSettings,
-    AdapterTrainingSettings,
-    CompressorSettings,
     ModelSettings,
     PlacementSettings,
     ReplacementSettings,
 )
 from studies.config.groups import GROUPS
+from studies.run.trackers import TRACKERS
 
 Parts = Mapping[str, Any]
 
@@ -34,7 +31,7 @@ def model_errors(cfg: Parts) -> list[str]:
     """Of the group `model`."""
     if not is_chosen(cfg["model"]):
         return ["model=none: a study needs a model; only the second one (model@source) may be none"]
-    return _loader_errors(cfg, "model")
+    return loader_errors(cfg, "model")
 
 
 def replacement_errors(cfg: Parts) -> list[str]:
@@ -44,7 +41,7 @@ def replacement_errors(cfg: Parts) -> list[str]:
         return []
     config = model_config(cfg)
     if config is None:  # a hub model that is not here yet: its shape is checked once it is
-        return _group_errors("replacement", group)
+        return group_errors("replacement", group)
     errors = shared_key_errors(ReplacementSettings, group, f"replacement {group['name']!r}")
     try:
         shape = shape_of(config)
@@ -53,10 +50,10 @@ def replacement_errors(cfg: Parts) -> list[str]:
     layers = [0]
     try:
         if not errors:
-            layers = resolve_layers(read_option(ReplacementSettings, group).layers, shape.num_layers)
+            layers = resolve_layers(ReplacementSettings.read(group).layers, shape.num_layers)
     except UserError as error:
         errors += [f"replacement.{line}" for line in error.messages]
-    checks = [_group_errors("replacement", group, shape=shape.attention(layer)) for layer in layers]
+    checks = [group_errors("replacement", group, shape=shape.attention(layer)) for layer in layers]
     return list(dict.fromkeys([*errors, *(message for messages in checks for message in messages)]))
 
 
@@ -65,7 +62,7 @@ def placement_errors(cfg: Parts) -> list[str]:
     group = cfg["placement"]
     if not is_chosen(group):
         return []
-    errors = _group_errors("placement", group)
+    errors = group_errors("placement", group)
     init, dtype = group.get("init"), cfg["model"].get("dtype")
     if init in CHANGES_WEIGHTS and dtype not in ("auto", "float32"):
         errors.append(
@@ -75,7 +72,7 @@ def placement_errors(cfg: Parts) -> list[str]:
     config = model_config(cfg)
     if errors or config is None:  # a hub model that is not here yet: it is checked once it is
         return errors
-    stand_in, settings = SimpleNamespace(config=config), read_option(PlacementSettings, group)
+    stand_in, settings = SimpleNamespace(config=config), PlacementSettings.read(group)
     try:
         arguments = settings.component_arguments()
         if "scores" in parameters(PLACEMENTS.get(settings.name)):
@@ -88,76 +85,6 @@ def placement_errors(cfg: Parts) -> list[str]:
     return init_errors(stand_in, rows, settings.init)
 
 
-def adapter_errors(cfg: Parts) -> list[str]:
-    """Of the groups `adapter` and `model@source`, for the model."""
-    name, source = cfg["adapter"]["name"], cfg["source"]["name"]
-    if name == "none":
-        unread = source != "none" and not is_chosen(cfg["compressor"])
-        return [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"] if unread else []
-    if is_chosen(cfg["compressor"]):
-        return [f"adapter={name} and compressor={cfg['compressor']['name']} are studies of their own: leave one out"]
-    if source == "none":
-        return [f"adapter={name} reads a second model: choose one (model@source=tiny_phi)"]
-    if errors := _source_errors(cfg):
-        return errors
-    if name not in ADAPTERS:
-        return ADAPTERS.check(name, {})
-    label, widths = f"adapter {name!r}", GROUPS["adapter"].supplied
-    shared, own = split_keys(AdapterSettings, cfg["adapter"])
-    errors, allowed, training = shared_key_errors(AdapterSettings, cfg["adapter"], label), [*shared], {}
-    if _is_trained(name):
-        training, own = split_keys(AdapterTrainingSettings, own)
-        errors += signature_errors(AdapterTrainingSettings, training, label)
-        allowed += training
-    configs = [model_config(cfg, which) for which in ("source", "model")]
-    if None in configs:  # a hub model that is not here yet: it is checked once it is
-        return errors + ADAPTERS.check(name, own, widths, allowed)
-    try:
-        shapes = [shape_of(config) for config in configs]
-    except UserError as error:
-        return errors + error.messages
-    known = dict(zip(widths, (shape.hidden_size for shape in shapes), strict=True))
-    errors += ADAPTERS.check(name, own, widths, allowed, **known)
-    if errors:
-        return errors
-    try:
-        resolve_sites(AdapterSettings.read(cfg["adapter"]), *(shape.num_layers for shape in shapes))
-    except UserError as error:
-        errors += error.messages
-    return errors + _adapter_training_errors(training, cfg["trainer"]["devices"])
-
-
-def compressor_errors(cfg: Parts) -> list[str]:
-    """Of the groups `compressor` and `model@source`, for the model."""
-    group, source = cfg["compressor"], cfg["source"]["name"]
-    if not is_chosen(group) or is_chosen(cfg["adapter"]):
-        return []
-    if source == "none":
-        return [f"compressor={group['name']} reads a second model: choose one (model@source=smollm2_135m)"]
-    if errors := _source_errors(cfg):
-        return errors
-    if errors := _group_errors("compressor", group):
-        return errors
-    settings, block_size = read_option(CompressorSettings, group), cfg["dataset"]["block_size"]
-    if settings.context > block_size - 2:
-        errors.append(
-            f"compressor.context={settings.context} leaves no continuation of a block of {block_size} tokens: set "
-            "dataset.block_size to more, or it to less"
-        )
-    if settings.tokens > settings.context:
-        errors.append(
-            f"compressor.tokens={settings.tokens} are more than the {settings.context} tokens of compressor.context: "
-            "that compresses nothing; set it to less"
-        )
-    config = model_config(cfg, "source")
-    try:
-        if config is not None and len(resolve_layers(settings.source_layer, shape_of(config).num_layers + 1)) > 1:
-            errors.append(f"compressor.source_layer={settings.source_layer} names several layers: one is encoded")
-    except UserError as error:
-        errors += [f"compressor.source_{line}" for line in error.messages]
-    return errors
-
-
 def block_size_errors(cfg: Parts) -> list[str]:
     """Whether the model reads texts as long as the blocks of the dataset."""
     block_size, shape = cfg["dataset"]["block_size"], _known_shape(cfg)
@@ -168,15 +95,20 @@ def block_size_errors(cfg: Parts) -> list[str]:
 
 def optimizer_errors(cfg: Parts) -> list[str]:
     """Of the group `optimizer`."""
-    return _group_errors("optimizer", cfg["optimizer"])
+    return group_errors("optimizer", cfg["optimizer"])
+
+
+def not_keys(key: str, value: Any) -> str:
+    """The message about a value that stands where keys are expected."""
+    return f"{key}={value!r}: {key} is no value but has keys of its own; set {key}.<key>=<value>"
 
 
 def model_config(cfg: Parts, which: str = "model") -> dict[str, Any] | None:
     """The `config.json` of the model, or of the source model (`which`); None where it is not here yet."""
-    return read_option(ModelSettings, cfg[which]).loader(cfg["cache_dir"]).config()
+    return ModelSettings.read(cfg[which]).loader(cfg["cache_dir"]).config()
 
 
-def _group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
+def group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
     """What is wrong with the keys of a group: those that all its options share, and the component's own."""
     kind, registry, supplied = GROUPS[which].settings, GROUPS[which].registry, GROUPS[which].supplied
     errors = shared_key_errors(kind, chosen, f"{which} {chosen['name']!r}")
@@ -184,21 +116,8 @@ def _group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
     return errors + registry.check(chosen["name"], own, supplied, shared_keys(kind), **context)
 
 
-def _loader_errors(cfg: Parts, which: str) -> list[str]:
-    return _group_errors(which, cfg[which], key=f"{which}.path")
-
-
-def _source_errors(cfg: Parts) -> list[str]:
-    errors = _loader_errors(cfg, "source")
-    if not cfg["source"].get("freeze", True):
-        errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
-    return errors
-
-
-def _is_trained(name: str) -> bool:
-    from registries.adapters.adapter import is_trained
-
-    return is_trained(name)
+def loader_errors(cfg: Parts, which: str) -> list[str]:
+    return group_errors(which, cfg[which], key=f"{which}.path")
 
 
 def _known_shape(cfg: Parts) -> ModelShape | None:
@@ -210,15 +129,51 @@ def _known_shape(cfg: Parts) -> ModelShape | None:
         return None  # told by `replacement_errors` where it matters
 
 
-def _adapter_training_errors(training: Parts, devices: int) -> list[str]:
-    weights = [key for key in training if key.endswith("_weight")]
-    errors = []
-    if weights and not any(training[key] for key in weights):
-        errors.append(f"adapter.{', adapter.'.join(weights)} are all 0: there is nothing to train the adapter for")
-    contrasts = training.get("contrastive_weight") and training["contrast"] == "sequences"
-    if contrasts and training["batch_size"] < 2 * devices:
-        step = "a step" if devices == 1 else "a step (of each device)"
+def tracking_errors(cfg: Parts) -> list[str]:
+    """Of the group `tracking`."""
+    group, name = cfg["tracking"], cfg["tracking"]["name"]
+    stores = [f"tracking={store}" for store in TRACKERS.names()]
+    if name == "none":
+        keys = [key for key in group if key != "name"]
+        return [f"tracking=none has no key {key!r}: choose {' or '.join(stores)}" for key in keys]
+    if name not in TRACKERS:
+        return [f"tracking.name={name!r} is no option: choose {', '.join(stores)} or tracking=none"]
+    shared, own = split_keys(TrackingSettings, group)
+    errors = shared_key_errors(TrackingSettings, group, "tracking")
+    return errors + TRACKERS.check(name, own, ("experiment",), list(shared), label="tracking")
+
+
+def trainer_errors(cfg: Parts) -> list[str]:
+    """Of the group `trainer`."""
+    keys = {key: value for key, value in cfg["trainer"].items() if key != "name"}
+    stopping = keys.pop("early_stopping", None) or {}
+    wrong = wrong_arguments(TrainerSettings, keys, "trainer", ("name", "arguments", "early_stopping"))
+    errors = [message for messages in wrong.values() for message in messages]
+    if not isinstance(stopping, Mapping):
+        errors.append(not_keys("trainer.early_stopping", stopping))
+        stopping = {}
+    stopping = {**base_values("trainer")["early_stopping"], **stopping}
+    errors += signature_errors(EarlyStoppingSettings, stopping, "trainer.early_stopping")
+    if stopping.get("patience") and keys.get("val_check_interval") is None:
+        errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
+    accelerator = keys.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not _has_gpu():
+        errors.append(f"trainer.accelerator={accelerator}: there is no GPU here. Use trainer=auto or trainer=cpu")
+    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
         errors.append(
-            f"adapter.contrast=sequences compares the blocks of {step}: set adapter.batch_size to {2 * devices} or more"
+            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
         )
     return errors
+
+
+def dataset_errors(cfg: Parts) -> list[str]:
+    """Of the group `dataset`."""
+    import data_modules
+
+    return data_modules.dataset_errors(cfg["dataset"])
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -11,19 +11,11 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from data_modules import DATASETS
-from data_modules.dataset_settings import DatasetSettings
 from lightning_modules import OPTIMIZERS
-from lightning_modules.config import Config, TrackingSettings, TrainerSettings
-from lightning_modules.optimizers import OptimizerSettings
+from lightning_modules.config import OPTIONS, SECTIONS, Config
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
+from registries.option import Option
 from registries.registry import Registry
-from registries.settings import (
-    AdapterSettings,
-    CompressorSettings,
-    ModelSettings,
-    PlacementSettings,
-    ReplacementSettings,
-)
 from studies.run.trackers import TRACKERS
 
 WIDTHS = ("source_width", "target_width")
@@ -38,36 +30,62 @@ class Group(NamedTuple):
         supplied: what code gives a component when it is built, beside what the config says.
         package: the folder of the components, where what they do changes the numbers of a model.
         study: the module of `studies` that runs the study when an option is chosen; None: that of one model.
+        checks: the module with `<group>_errors`, which tells what is wrong with the group; None: another group's does.
+        reads: what of the config this looks at beside the group.
     """
 
-    settings: type
-    registry: Registry | None
+    settings: type[Option]
+    registry: Registry | None = None
     supplied: tuple[str, ...] = ()
     package: str | None = None
     study: str | None = None
+    checks: str | None = "studies.config.component_checks"
+    reads: tuple[str, ...] = ()
 
 
+# In the order in which they are checked: what a check reads must be right.
 GROUPS = {
-    "model": Group(ModelSettings, MODELS, ("cache_dir",)),
-    "source": Group(ModelSettings, MODELS, ("cache_dir",)),  # chosen by model@source
-    "replacement": Group(ReplacementSettings, ATTENTION, ("shape",), "registries/attention"),
-    "placement": Group(PlacementSettings, PLACEMENTS, ("model", "scores", "variant"), "registries/placements"),
-    "adapter": Group(AdapterSettings, ADAPTERS, WIDTHS, "registries/adapters", "two_models"),
-    "compressor": Group(CompressorSettings, COMPRESSORS, (*WIDTHS, "tokens"), "registries/compressors", "soft_tokens"),
-    "dataset": Group(DatasetSettings, DATASETS),
-    "optimizer": Group(OptimizerSettings, OPTIMIZERS, ("parameters",)),
-    "trainer": Group(TrainerSettings, None),
-    "tracking": Group(TrackingSettings, TRACKERS, ("experiment",)),
+    "tracking": Group(OPTIONS["tracking"], TRACKERS, ("experiment",)),
+    "trainer": Group(OPTIONS["trainer"]),
+    "dataset": Group(OPTIONS["dataset"], DATASETS),
+    "optimizer": Group(OPTIONS["optimizer"], OPTIMIZERS, ("parameters",)),
+    "model": Group(OPTIONS["model"], MODELS, ("cache_dir",), reads=("cache_dir",)),
+    "source": Group(OPTIONS["source"], MODELS, ("cache_dir",), checks=None),  # chosen by model@source
+    "replacement": Group(
+        OPTIONS["replacement"],
+        ATTENTION,
+        supplied=("shape",),
+        package="registries/attention",
+        reads=("model", "cache_dir"),
+    ),
+    "placement": Group(
+        OPTIONS["placement"],
+        PLACEMENTS,
+        supplied=("model", "scores", "variant"),
+        package="registries/placements",
+        reads=("model", "cache_dir"),
+    ),
+    "adapter": Group(
+        OPTIONS["adapter"],
+        ADAPTERS,
+        supplied=WIDTHS,
+        package="registries/adapters",
+        study="two_models",
+        checks="studies.config.two_model_checks",
+        reads=("source", "model", "compressor", "trainer", "cache_dir"),
+    ),
+    "compressor": Group(
+        OPTIONS["compressor"],
+        COMPRESSORS,
+        supplied=(*WIDTHS, "tokens"),
+        package="registries/compressors",
+        study="soft_tokens",
+        checks="studies.config.two_model_checks",
+        reads=("source", "adapter", "dataset", "cache_dir"),
+    ),
 }
 OPERATIONS = [key for key, group in GROUPS.items() if group.package is not None]  # what is done to a model
-SECTIONS = (
-    "recovery",
-    "experiment",
-    "size",
-    "samples",
-    "activations",
-    "communication",
-)  # other keys with keys of theirs
+OTHER_SECTIONS = ("recovery", "experiment", "size", *SECTIONS)  # the other keys with keys of theirs
 
 
 def recipe(cfg: Config) -> Callable[[Any], None]:

@@ -14,18 +14,16 @@ from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.models.model_folder import path_errors
 from registries.models.pretrained import PretrainedModel
+from studies.config.component_checks import not_keys
 
 
 def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
     """Of the group `recovery`."""
-    keyless = [name for name, keys in parts["recovery"].items() if not isinstance(keys, Mapping)]
+    recovery = parts["recovery"]
+    keyless = [not_keys(f"recovery.{name}", keys) for name, keys in recovery.items() if not isinstance(keys, Mapping)]
     if keyless:
-        return [
-            f"recovery.{name}={parts['recovery'][name]!r}: recovery.{name} is no value but has keys of its own; set "
-            f"recovery.{name}.<key>=<value>"
-            for name in keyless
-        ]
-    wrong = {name: STAGES.check(name, keys, ("workspace",)) for name, keys in parts["recovery"].items()}
+        return keyless
+    wrong = {name: STAGES.check(name, keys, ("workspace",)) for name, keys in recovery.items()}
     errors = [message for messages in wrong.values() for message in messages]
     right = {name: keys for name, keys in parts["recovery"].items() if not wrong[name]}
     cfg = read_config({**parts, "recovery": right})

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from registries.placements.placement import Row
 from studies.progress import console
 
@@ -76,7 +77,7 @@ def show_scores(result: Mapping[str, Any]) -> None:
     With two models, the target by itself stands beside the target that reads what the source makes of the text.
     """
     metrics, stages, config = result["metrics"], list(result.get("stages", {})), result["config"]
-    reads = config["adapter"]["name"] != "none" or config["compressor"]["name"] != "none"
+    reads = any(is_chosen(config[group]) for group in TWO_MODEL_MODULES if group in config)
     start, end = ("target alone", "through the source") if reads else ("untouched", "at the end")
     rows = {
         start: "baseline/",

@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning_modules.config import TrackingSettings, is_chosen
 from lightning_modules.processes import is_first
-from registries.option import read_option
 from studies.report.sweep_table import (
     LEARNING_RATE,
     Run,
@@ -54,7 +53,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
             if len({cost for cost, *_ in points.values()}) > 1:
                 plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
     if is_chosen(cfg["tracking"]) and is_first():
-        build_tracker(read_option(TrackingSettings, cfg["tracking"])).log_sweep(folder, Path(cfg["output_dir"]))
+        build_tracker(TrackingSettings.read(cfg["tracking"])).log_sweep(folder, Path(cfg["output_dir"]))
     show_failures(failed)
     show_folder(folder)
 

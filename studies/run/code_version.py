@@ -24,22 +24,9 @@ COMPUTING_LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that com
 # What computes with a model, whatever is done to it. Datasets are left out: their tokens count themselves.
 PACKAGES = ("registries", "lightning_modules", "data_modules")
 LEFT_OUT = ("data_modules/datasets", *(GROUPS[key].package for key in OPERATIONS))
-# What decides which numbers a run measures; the other files of `studies` show, keep or start them.
-STUDIES = (
-    "train.py",
-    "studies/study.py",
-    "studies/steps.py",
-    "studies/stage_training.py",
-    "studies/one_model.py",
-    "studies/two_models.py",
-    "studies/crossing.py",
-    "studies/communication.py",
-    "studies/soft_tokens.py",
-    "studies/controls.py",
-    "studies/run/ratios.py",
-    "studies/prompt_samples.py",
-    "studies/run/scores.py",
-)
+# Of `studies`, these decide which numbers a run measures; the other files show, keep or start them.
+STEPS = ("train.py", "studies/*.py", "studies/run/ratios.py", "studies/run/scores.py")
+NO_STEPS = ("progress.py", "sweep.py")
 
 
 def model_code(cfg: Config, root: Path = ROOT) -> str:
@@ -49,8 +36,8 @@ def model_code(cfg: Config, root: Path = ROOT) -> str:
 
 def run_code(cfg: Config, root: Path = ROOT) -> str:
     """Hash of what computes the numbers of a run: as `model_code`, with the studies and the components that it uses."""
-    folders = [GROUPS[key].package for key in OPERATIONS if getattr(cfg, key) is not None]
-    files = [root / file for file in STUDIES] + [file for folder in folders for file in (root / folder).rglob("*.py")]
+    components = [f"{GROUPS[key].package}/**/*.py" for key in OPERATIONS if getattr(cfg, key) is not None]
+    files = [file for pattern in (*STEPS, *components) for file in root.glob(pattern) if file.name not in NO_STEPS]
     return _hash(root, (*_model_files(root), *files), tuple(cfg.plugins or ()))
 
 

@@ -13,13 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
-from lightning_modules.config import (
-    ActivationSettings,
-    CommunicationSettings,
-    EarlyStoppingSettings,
-    RunSettings,
-    SampleSettings,
-)
+from lightning_modules.config import SECTIONS, EarlyStoppingSettings, RunSettings
 from lightning_modules.stages import STAGES
 from registries.adapters.adapter import is_trained
 from registries.option import CONF, shared_keys
@@ -37,11 +31,6 @@ by `python -m studies.tools.configuration docs/configuration.md`, from the files
 A group's option is chosen by `<group>=<option>`, a key set by `<group>.<key>=<value>`. Of an option, its own keys are
 listed, and keys of the group that have another value there.
 """
-SECTION_SETTINGS = {
-    "samples": SampleSettings,
-    "activations": ActivationSettings,
-    "communication": CommunicationSettings,
-}
 WORDS = {int: "integer", float: "number", str: "text", bool: "true, false", NoneType: "null", dict: "keys and values"}
 BOUNDS = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
 
@@ -136,7 +125,7 @@ def options(group: str) -> Iterable[Path]:
 
 def _top() -> str:
     hints = type_hints(RunSettings)
-    for name, kind in SECTION_SETTINGS.items():
+    for name, kind in SECTIONS.items():
         hints |= type_hints(kind, f"{name}.")
     return "\n".join(["## At the top", "", table(file_keys(CONF / "config.yaml"), hints)])
 

@@ -8,7 +8,6 @@ from data_modules.documents import SPLITS, Document
 from data_modules.encoding import encode_filled, encode_prompt, encode_prompts, encode_texts, start_token
 from data_modules.tokens import token_bytes
 from registries.models.random import byte_tokenizer
-from registries.option import read_option
 from registries.registry import UserError
 
 START, END = "<s>", "<|endoftext|>"
@@ -91,7 +90,7 @@ TEXTS = {split: [Document(f"{split} {n}", f"{split} {n}: " + "some words " * 9) 
 
 def data_module(tmp_path, tokenizer, source=TEXTS, **settings):
     group = {"name": "text", "block_size": 16, "val_size": 2, "test_size": 2, **settings}
-    settings = read_option(DatasetSettings, group)
+    settings = DatasetSettings.read(group)
     return BlockDataModule(lambda: source, settings, tokenizer, seed=0, cache_dir=tmp_path)
 
 

@@ -4,13 +4,12 @@ import pytest
 
 from data_modules.dataset_settings import DatasetSettings
 from data_modules.trained_texts import warn_of_trained_texts
-from registries.option import read_option
 
 RECORDS = [{"instruction": f"Count to {index}.", "output": f"One to {index}."} for index in range(200)]
 
 
 def settings(name, **keys):
-    return read_option(DatasetSettings, {"name": name, **keys})
+    return DatasetSettings.read({"name": name, **keys})
 
 
 @pytest.fixture

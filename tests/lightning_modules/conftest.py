@@ -5,13 +5,12 @@ from torch.utils.data import DataLoader
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.config import read_trainer
+from lightning_modules.config import TrainerSettings
 from lightning_modules.optimizers import OptimizerSettings
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.surgery.replaced_attention import replace_attention
 from registries.models.random import byte_tokenizer
-from registries.option import read_option
 from tests.rules import language_model
 
 LENGTH, VOCABULARY = 16, 512
@@ -28,7 +27,7 @@ def trainer_options():
         "val_check_interval": None,
         "checkpoint_every_n_steps": 1000,
     }
-    return read_trainer(group)
+    return TrainerSettings.read(group)
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def make_module():
     ):
         model = language_model(family, num_layers=num_layers).to(dtype)
         torch.manual_seed(0)
-        settings = read_option(OptimizerSettings, {"name": "adamw", **(optimizer or {})})
+        settings = OptimizerSettings.read({"name": "adamw", **(optimizer or {})})
         module = CausalLMModule(model, byte_tokenizer(), optimizer=settings, **others)
         if replacement:
             module.surgery = replace_attention(model, replacement, list(layers), init, options)

@@ -9,7 +9,7 @@ import score
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
-from lightning_modules.config import read_trainer
+from lightning_modules.config import TrainerSettings
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.soft_tokens.compression import CompressionModule
 from lightning_modules.training.trainer import evaluate
@@ -109,7 +109,7 @@ def test_it_is_loaded_as_it_was_scored(finished):
     module = load_module(folder)
     data = build_data_module(result["config"], module.tokenizer)
     module.measure(data.token_bytes)
-    scores = evaluate(module, data.loader("validation"), read_trainer(result["config"]["trainer"]))
+    scores = evaluate(module, data.loader("validation"), TrainerSettings.read(result["config"]["trainer"]))
     assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
     assert module.source_model.config.model_type == "phi"
 

@@ -14,7 +14,7 @@ import studies.two_models as two_models
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
-from lightning_modules.config import read_config, read_trainer
+from lightning_modules.config import TrainerSettings, read_config
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.training.trainer import evaluate
 from lightning_modules.two_models.cross_model import CrossModelModule
@@ -122,7 +122,7 @@ class TestFinishedRun:
             translated = torch.cat([rows[states.paired] for rows, states in found[split]]).double()
             share = 1 - (translated - true).square().sum() / (true - true.mean(0)).square().sum()
             assert metrics[f"{prefix}r2"] == pytest.approx(share.item(), rel=1e-4, abs=1e-6)
-            scores = evaluate(module, data.loader(split), read_trainer(result["config"]["trainer"]))
+            scores = evaluate(module, data.loader(split), TrainerSettings.read(result["config"]["trainer"]))
             assert metrics[f"{prefix}loss"] == pytest.approx(scores["loss"], rel=1e-6)
 
     def test_the_source_is_scored_by_its_own_tokens_and_their_bytes(self, finished):
@@ -147,7 +147,7 @@ class TestFinishedRun:
         cfg = result["config"]
         data = build_data_module(cfg, module.tokenizer)
         module.measure(data.token_bytes)
-        scores = evaluate(module, data.loader("validation"), read_trainer(cfg["trainer"]))
+        scores = evaluate(module, data.loader("validation"), TrainerSettings.read(cfg["trainer"]))
         assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
         assert module.source_model.config.model_type == "phi"
         assert len(module.source_tokenizer) == 2048
@@ -362,7 +362,7 @@ def test_replacement_and_placement_apply_to_the_target(run):
     module = load_module(folder)
     data = build_data_module(result["config"], module.tokenizer)
     module.measure(data.token_bytes)
-    scores = evaluate(module, data.loader("validation"), read_trainer(result["config"]["trainer"]))
+    scores = evaluate(module, data.loader("validation"), TrainerSettings.read(result["config"]["trainer"]))
     assert scores["loss"] == pytest.approx(metrics["val/loss"], rel=1e-5)
 
 

@@ -7,19 +7,13 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import OmegaConf
 
-from lightning_modules.config import (
-    ActivationSettings,
-    CommunicationSettings,
-    EarlyStoppingSettings,
-    RunSettings,
-    SampleSettings,
-)
+from lightning_modules.config import SECTIONS, EarlyStoppingSettings, RunSettings
 from lightning_modules.stages import STAGES
 from registries.adapters.adapter import is_trained
 from registries.option import CONF
 from registries.registry import parameters
 from registries.settings import AdapterTrainingSettings
-from studies.config import check
+from studies.config import component_checks
 from studies.config.check import ScoreSettings, config_errors
 from studies.config.compose import compose
 from studies.config.groups import GROUPS
@@ -32,12 +26,6 @@ NEEDED = {
     "suffix": ["placement.suffixes=[q_proj]"],
     "identity": ["model@source=smollm2_135m"],
     "text": [f"dataset.path={CONF / 'config.yaml'}"],
-}
-SECTIONS = {
-    "samples": SampleSettings,
-    "activations": ActivationSettings,
-    "communication": CommunicationSettings,
-    "trainer.early_stopping": EarlyStoppingSettings,
 }
 TAKE_MAPPINGS = {"fields", "parts", "training"}  # keys with keys or lists of keys of their own
 OUTSIDE = {
@@ -71,7 +59,7 @@ def cases():
         lines = ["replacement=toroidal", f"recovery=[{name}]"]
         hints = {key: item.annotation for key, item in parameters(STAGES.get(name)).items() if key != "workspace"}
         yield pytest.param(lines, "config", f"recovery.{name}", hints, id=f"recovery={name}")
-    for place, kind in {"": RunSettings, **SECTIONS}.items():
+    for place, kind in {"": RunSettings, "trainer.early_stopping": EarlyStoppingSettings, **SECTIONS}.items():
         hints = {key: item.annotation for key, item in parameters(kind).items()}
         yield pytest.param([], "config", place, hints, id=place or "top")
     hints = {key: item.annotation for key, item in parameters(ScoreSettings).items()}
@@ -103,7 +91,7 @@ def wrong_values(key, hint):
 
 @pytest.mark.parametrize(("lines", "config_name", "place", "hints"), list(cases()))
 def test_every_wrong_value_and_name_is_told(lines, config_name, place, hints, monkeypatch):
-    monkeypatch.setattr(check, "_has_gpu", lambda: True)
+    monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
     cfg = compose(lines, config_name)
     plain, path = OmegaConf.to_container(cfg, resolve=True), place.split(".") if place else []
     keys = node_at(plain, path).keys() & hints.keys() - {"name", "early_stopping"}  # which has a case of its own

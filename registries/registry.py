@@ -264,5 +264,5 @@ def _definition(target: Any) -> str:
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (TypeError, OSError):  # an instance, or an object defined at a prompt
-        frame = inspect.stack()[2]
-        return f"{frame.filename}:{frame.lineno}"
+        frame = inspect.currentframe().f_back.f_back  # not inspect.stack(), which reads every file on the stack
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from data_modules.batches import ModelInput, positions_of, scored_labels
 from data_modules.encoding import StartToken, start_token
+from lightning_modules.learning_rate import OptimizerSettings, scaled_lr, schedule_factor
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
-from lightning_modules.optimizers import OPTIMIZERS, OptimizerSettings, scaled_lr, schedule_factor
+from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages.stage import Stage, blocks_per_pass
 from lightning_modules.surgery.lora import Placed, train_dropouts

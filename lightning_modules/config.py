@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from data_modules.dataset_settings import DatasetSettings
-from lightning_modules.optimizers import OptimizerSettings
+from lightning_modules.learning_rate import OptimizerSettings
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_section
 from registries.settings import (

@@ -6,7 +6,7 @@ from data_modules.caches.activation_cache import ActivationCache
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.config import TrainerSettings
-from lightning_modules.optimizers import OptimizerSettings
+from lightning_modules.learning_rate import OptimizerSettings
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.surgery.replaced_attention import replace_attention

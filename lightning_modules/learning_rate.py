@@ -1,18 +1,14 @@
-"""Optimizers (config group `optimizer`) and the learning-rate schedule."""
+"""The learning rate from step to step: what all optimizers share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 
 from registries.option import Option
-from registries.registry import Registry
-
-OPTIMIZERS = Registry("optimizer")
 
 Schedule = Literal["cosine", "linear", "constant"]
 Scaling = Literal["none", "sqrt", "linear"]
@@ -28,34 +24,6 @@ class OptimizerSettings(Option):
     warmup_steps: Annotated[int, Ge(0)] | None
     scale_lr: Scaling
     base_batch_size: Annotated[int, Ge(1)]
-
-
-@OPTIMIZERS.register("adamw")
-def adamw(
-    parameters: Iterable,
-    lr: Annotated[float, Gt(0)] = 1e-3,
-    weight_decay: Annotated[float, Ge(0)] = 0.01,
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
-    eps: Annotated[float, Gt(0)] = 1e-8,
-):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
-    from torch.optim import AdamW
-
-    return AdamW(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
-
-
-@OPTIMIZERS.register("sgd")
-def sgd(
-    parameters: Iterable,
-    lr: Annotated[float, Gt(0)] = 0.1,
-    weight_decay: Annotated[float, Ge(0)] = 0.0,
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
-):
-    """Stochastic gradient descent with momentum."""
-    from torch.optim import SGD
-
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def schedule_factor(step: int, steps: int, schedule: Schedule, warmup_steps: int) -> float:

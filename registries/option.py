@@ -62,8 +62,8 @@ def split_keys(kind: type, group: Mapping[str, Any]) -> tuple[dict[str, Any], di
 def shared_key_errors(kind: type, group: Mapping[str, Any], label: str) -> list[str]:
     """What is wrong with the shared keys of a group."""
     names = shared_keys(kind)
-    given = [item.name for item in fields(kind) if item.name not in names]
-    return signature_errors(kind, split_keys(kind, group)[0], label, given)
+    supplied = [item.name for item in fields(kind) if item.name not in names]
+    return signature_errors(kind, split_keys(kind, group)[0], label, supplied)
 
 
 def read_section(kind: type[S], section: Mapping[str, Any], key: str = "") -> S:
@@ -76,8 +76,8 @@ def read_section(kind: type[S], section: Mapping[str, Any], key: str = "") -> S:
 def base_values(name: str) -> Mapping[str, Any]:
     """The values of a file in `conf/base`, with those of the files there that it builds on."""
     values = _load(CONF / "base" / f"{name}.yaml")
-    others = [item for item in values.pop("defaults", []) if isinstance(item, str) and item[0] not in "/_"]
-    inherited = {key: value for other in others for key, value in base_values(other).items()}
+    bases = [item for item in values.pop("defaults", []) if isinstance(item, str) and item[0] not in "/_"]
+    inherited = {key: value for base in bases for key, value in base_values(base).items()}
     return {**inherited, **values}
 
 

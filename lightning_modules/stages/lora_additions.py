@@ -72,7 +72,7 @@ def add_lora(
     rank: int,
     alpha: float,
     dropout: float,
-    **others: object,
+    **settings: object,
 ) -> None:
     """Put PEFT's LoRA layers around the linear layers of these roles; the model computes what it did before."""
     from peft import LoraConfig

@@ -79,10 +79,10 @@ class ConvertedModel:
 
 def _is_whole(folder: Path) -> bool:
     """Whether the folder holds the weights that were written, by their size and their checksum."""
-    told, weights = folder / SIZE, folder / "model.safetensors"
-    if not told.is_file() or not weights.is_file():
+    size_file, weights = folder / SIZE, folder / "model.safetensors"
+    if not size_file.is_file() or not weights.is_file():
         return False
-    size, *checksum = told.read_text().split() or [""]  # earlier versions wrote no checksum
+    size, *checksum = size_file.read_text().split() or [""]  # earlier versions wrote no checksum
     return size == str(weights.stat().st_size) and checksum in ([], [_crc32(weights, weights.stat().st_mtime_ns)])
 
 

@@ -115,17 +115,19 @@ class PretrainedModel:
         transformers draws what is missing anew. What a family ties to another weight is not missing.
         """
         unexpected = [key for key in read["unexpected_keys"] if left_out is None or not left_out.match(key)]
-        shapes = [f"{key} ({tuple(there)}, not {tuple(here)})" for key, there, here in read["mismatched_keys"]]
+        shapes = [
+            f"{key} ({tuple(in_files)}, not {tuple(in_model)})" for key, in_files, in_model in read["mismatched_keys"]
+        ]
         problems = {
             "are missing": _named(read["missing_keys"]),
             "belong to no part of the model": _named(unexpected),
             "have another shape than config.json says": _named(shapes),
         }
-        told = [f"{names} {problem}" for problem, names in problems.items() if names]
-        if told:
+        messages = [f"{names} {problem}" for problem, names in problems.items() if names]
+        if messages:
             raise UserError(
                 f"the weights of {self.path!r} are not those of the model that its config.json describes: "
-                f"{'; '.join(told)}. Save the model there anew with save_pretrained, or correct config.json"
+                f"{'; '.join(messages)}. Save the model there anew with save_pretrained, or correct config.json"
             )
 
     def _load(self, what: str, load: Callable[..., Any], **options: Any) -> Any:

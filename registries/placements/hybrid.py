@@ -49,10 +49,10 @@ def hybrid(
     errors = _check(parts)
     if errors:
         raise UserError(errors)
-    found: dict[str, Linear] = {}
+    placed: dict[str, Linear] = {}
     for index, keys in enumerate(parts):
-        some = linears(model, keys["roles"], keys["layers"], f"placement.parts[{index}]")
-        ranked(some, keys["rank"], None, variant, f"placement.parts[{index}]")  # or it names a rank that is too high
-        found |= {linear.module: replace(linear, weight=float(keys["rank"])) for linear in some}
-    in_order = sorted(found.values(), key=lambda linear: linear.layer)
+        part = linears(model, keys["roles"], keys["layers"], f"placement.parts[{index}]")
+        ranked(part, keys["rank"], None, variant, f"placement.parts[{index}]")  # or it names a rank that is too high
+        placed |= {linear.module: replace(linear, weight=float(keys["rank"])) for linear in part}
+    in_order = sorted(placed.values(), key=lambda linear: linear.layer)
     return ranked(in_order, 1, resolve_budget(model, budget, variant), variant)

@@ -53,7 +53,7 @@ def importance(
     if rank is not None:
         return _highest(candidates, scores, budget, rank, variant)
     best = max(scores[linear.module] for linear in candidates)
-    weighted = [replace(each, weight=max(1e-9, scores[each.module] / best) ** sharpness) for each in candidates]
+    weighted = [replace(linear, weight=max(1e-9, scores[linear.module] / best) ** sharpness) for linear in candidates]
     return ranked(weighted, 1, budget, variant, least=0)
 
 

@@ -45,10 +45,10 @@ def ranked(
     """
     if budget is None:
         for linear in candidates:
-            wanted = int(rank * linear.weight)
-            if wanted > linear.max_rank:
+            asked_rank = int(rank * linear.weight)
+            if asked_rank > linear.max_rank:
                 raise UserError(
-                    f"{where}.rank={wanted} is above the width of {linear.module} ({linear.inputs} to "
+                    f"{where}.rank={asked_rank} is above the width of {linear.module} ({linear.inputs} to "
                     f"{linear.outputs}): allowed are 1 to {linear.max_rank}"
                 )
         return _rows(candidates, rank, variant)
@@ -56,10 +56,10 @@ def ranked(
     steps = sorted({step / linear.weight for linear in candidates for step in range(1, linear.max_rank + 1)})
     smallest, largest = (_total(_rows(candidates, step, variant, least)) for step in (steps[0], steps[-1]))
     if not smallest <= budget <= largest:
-        nearest, other = (smallest, "fewer") if budget < smallest else (largest, "more")
+        nearest, amount = (smallest, "fewer") if budget < smallest else (largest, "more")
         raise UserError(
             f"{where}.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
-            f"{largest:,}. The nearest is {where}.budget={nearest}; or choose {other} roles or layers"
+            f"{largest:,}. The nearest is {where}.budget={nearest}; or choose {amount} roles or layers"
         )
     fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant, least)))
     return _rows(candidates, steps[fitting - 1], variant, least)

@@ -39,24 +39,24 @@ def suffix(
         UserError: a suffix that names nothing, or several roles without `allow_ambiguous`.
     """
     candidates = linears(model, ["attention", "mlp"], layers)
-    hits = {text: [each for each in candidates if f".{each.module}".endswith(f".{text}")] for text in suffixes}
-    known = list(dict.fromkeys(each.module.rpartition(".")[2] for each in candidates))
+    hits = {text: [linear for linear in candidates if f".{linear.module}".endswith(f".{text}")] for text in suffixes}
+    names = list(dict.fromkeys(linear.module.rpartition(".")[2] for linear in candidates))
     errors = []
-    for text, some in hits.items():
-        roles = list(dict.fromkeys(each.role for each in some))
-        if not some:
+    for text, matches in hits.items():
+        roles = list(dict.fromkeys(linear.role for linear in matches))
+        if not matches:
             errors.append(
-                f"placement.suffixes: {text!r} ends no linear layer of this model{nearest(text, known)} Allowed: "
-                f"{', '.join(known)}"
+                f"placement.suffixes: {text!r} ends no linear layer of this model{nearest(text, names)} Allowed: "
+                f"{', '.join(names)}"
             )
         elif len(roles) > 1 and not allow_ambiguous:
             errors.append(
                 f"placement.suffixes: {text!r} names several roles ({', '.join(roles)}): write more of the name "
-                f"({', '.join(dict.fromkeys('.'.join(each.module.split('.')[-2:]) for each in some))}), or set "
+                f"({', '.join(dict.fromkeys('.'.join(linear.module.split('.')[-2:]) for linear in matches))}), or set "
                 "placement.allow_ambiguous=true"
             )
     if errors:
         raise UserError(errors)
-    chosen = {each.module for some in hits.values() for each in some}
-    some = [each for each in candidates if each.module in chosen]
-    return ranked(some, rank, resolve_budget(model, budget, variant), variant)
+    chosen = {linear.module for matches in hits.values() for linear in matches}
+    placed = [linear for linear in candidates if linear.module in chosen]
+    return ranked(placed, rank, resolve_budget(model, budget, variant), variant)

@@ -76,6 +76,6 @@ def _ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -
     return Ratio(value, value - margin, value + margin)
 
 
-def _require_same(documents: Documents, others: Documents) -> None:
-    if [count for _, count in documents] != [count for _, count in others]:
+def _require_same(documents: Documents, reference: Documents) -> None:
+    if [count for _, count in documents] != [count for _, count in reference]:
         raise UserError("the two models were not scored on the same documents: they cannot be compared")

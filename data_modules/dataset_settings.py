@@ -17,7 +17,9 @@ SIZES = {"train": "train_size", "validation": "val_size", "test": "test_size"}
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings(Option):
-    """Of the group `dataset`. Sizes are in blocks (examples of instruction data); a size of None takes all there is.
+    """Settings of the group `dataset`.
+
+    Sizes are in blocks (examples of instruction data); a size of None takes all there is.
 
     Attributes:
         block_size: tokens per block, with its start token; a block of n tokens has n - 1 targets.

@@ -25,7 +25,7 @@ Control = Literal["original", "standard"]
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingSettings:
-    """Of `trainer.early_stopping`."""
+    """Settings of `trainer.early_stopping`."""
 
     patience: Annotated[int, Ge(1)] | None
     min_delta: Annotated[float, Ge(0)]
@@ -33,7 +33,7 @@ class EarlyStoppingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings(Option):
-    """Of the group `trainer`, whose options have no keys of their own."""
+    """Settings of the group `trainer`, whose options have no keys of their own."""
 
     base: ClassVar = "trainer"
 
@@ -65,7 +65,7 @@ class TrainerSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings(Option):
-    """Of the group `tracking`."""
+    """Settings of the group `tracking`."""
 
     base: ClassVar = "tracking"
 
@@ -74,7 +74,7 @@ class TrackingSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """Of `samples`."""
+    """Settings of `samples`."""
 
     max_new_tokens: Annotated[int, Ge(0)]
     prompts: list[str] | None
@@ -82,7 +82,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSettings:
-    """Of `activations`."""
+    """Settings of `activations`."""
 
     cache: bool
     max_gb: Annotated[float, Gt(0)]
@@ -90,7 +90,7 @@ class ActivationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CommunicationSettings:
-    """Of `communication`."""
+    """Settings of `communication`."""
 
     questions: Annotated[int, Ge(0)]
     facts: Annotated[int, Ge(1)]

@@ -16,7 +16,7 @@ Scaling = Literal["none", "sqrt", "linear"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Option):
-    """Of the group `optimizer`. The rate (`lr`) is the component's own key."""
+    """Settings of the group `optimizer`. The rate (`lr`) is the component's own key."""
 
     base: ClassVar = "optimizer"
 

@@ -21,7 +21,7 @@ FirstToken = Literal["constant", "translate"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Option):
-    """Of the groups `model` and `model@source`."""
+    """Settings of the groups `model` and `model@source`."""
 
     base: ClassVar = "model"
 
@@ -38,7 +38,7 @@ class ModelSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementSettings(Option):
-    """Of the group `replacement`."""
+    """Settings of the group `replacement`."""
 
     base: ClassVar = "replacement"
 
@@ -51,7 +51,7 @@ class ReplacementSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementSettings(Option):
-    """Of the group `placement`."""
+    """Settings of the group `placement`."""
 
     base: ClassVar = "placement"
 
@@ -68,7 +68,7 @@ class PlacementSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTrainingSettings:
-    """Of the group `adapter`, for adapters that are trained."""
+    """Settings of the group `adapter`, for adapters that are trained."""
 
     base: ClassVar = "trained_adapter"
 
@@ -86,7 +86,7 @@ class AdapterTrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings(Option):
-    """Of the group `adapter`."""
+    """Settings of the group `adapter`."""
 
     base: ClassVar = "adapter"
 
@@ -112,7 +112,7 @@ class AdapterSettings(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorSettings(Option):
-    """Of the group `compressor`. The component gets `tokens` too."""
+    """Settings of the group `compressor`. The component gets `tokens` too."""
 
     base: ClassVar = "compressor"
 

@@ -161,7 +161,7 @@ class CompressionModule(ContinuationModule):
         return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
     def continuation_logits(self, blocks: Tensor) -> Tensor:
-        """As in `ContinuationModule`, after the soft tokens."""
+        """Logits at the continuation's tokens after the soft tokens; shapes as in `ContinuationModule`."""
         start, _, rest = self._split(blocks)
         soft = self.between(*self.read(blocks[:, : self.opening]))
         before, after = (self.model.get_input_embeddings()(tokens) for tokens in (start, rest))

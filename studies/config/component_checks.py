@@ -28,14 +28,14 @@ Parts = Mapping[str, Any]
 
 
 def model_errors(cfg: Parts) -> list[str]:
-    """Of the group `model`."""
+    """What is wrong with the group `model`."""
     if not is_chosen(cfg["model"]):
         return ["model=none: a study needs a model; only the second one (model@source) may be none"]
     return loader_errors(cfg, "model")
 
 
 def replacement_errors(cfg: Parts) -> list[str]:
-    """Of the group `replacement`, for the model."""
+    """What is wrong with the group `replacement`, for the model."""
     group = cfg["replacement"]
     if not is_chosen(group):
         return []
@@ -58,7 +58,7 @@ def replacement_errors(cfg: Parts) -> list[str]:
 
 
 def placement_errors(cfg: Parts) -> list[str]:
-    """Of the group `placement`, for the model."""
+    """What is wrong with the group `placement`, for the model."""
     group = cfg["placement"]
     if not is_chosen(group):
         return []
@@ -94,7 +94,7 @@ def block_size_errors(cfg: Parts) -> list[str]:
 
 
 def optimizer_errors(cfg: Parts) -> list[str]:
-    """Of the group `optimizer`."""
+    """What is wrong with the group `optimizer`."""
     return group_errors("optimizer", cfg["optimizer"])
 
 
@@ -130,7 +130,7 @@ def _known_shape(cfg: Parts) -> ModelShape | None:
 
 
 def tracking_errors(cfg: Parts) -> list[str]:
-    """Of the group `tracking`."""
+    """What is wrong with the group `tracking`."""
     group, name = cfg["tracking"], cfg["tracking"]["name"]
     stores = [f"tracking={store}" for store in TRACKERS.names()]
     if name == "none":
@@ -144,7 +144,7 @@ def tracking_errors(cfg: Parts) -> list[str]:
 
 
 def trainer_errors(cfg: Parts) -> list[str]:
-    """Of the group `trainer`."""
+    """What is wrong with the group `trainer`."""
     keys = {key: value for key, value in cfg["trainer"].items() if key != "name"}
     stopping = keys.pop("early_stopping", None) or {}
     wrong = wrong_arguments(TrainerSettings, keys, "trainer", ("name", "arguments", "early_stopping"))
@@ -167,7 +167,7 @@ def trainer_errors(cfg: Parts) -> list[str]:
 
 
 def dataset_errors(cfg: Parts) -> list[str]:
-    """Of the group `dataset`."""
+    """What is wrong with the group `dataset`."""
     import data_modules
 
     return data_modules.dataset_errors(cfg["dataset"])

@@ -69,7 +69,7 @@ class Composer:
         return None if errors else cfg
 
     def check_all(self, jobs: Iterable[Sequence[Override]], errors: list[str]) -> set[int]:
-        """As `checked`, for every job of a sweep. Returns the numbers of devices that they ask for."""
+        """Check every job of a sweep as `checked` does. Returns the numbers of devices that the jobs ask for."""
         devices, begun = set(), None
         for job in jobs:
             cfg = self.checked(job, errors)

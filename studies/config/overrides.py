@@ -41,7 +41,7 @@ def shown(line: str) -> str:
 
 
 def read_lines(lines: Sequence[str], errors: list[str]) -> list[Override]:
-    """Those lines that can be read; what is wrong with the others is told in `errors`."""
+    """The overrides of all lines that can be read; messages about the other lines are added to `errors`."""
     parsed = []
     for line in lines:
         try:

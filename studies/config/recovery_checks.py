@@ -18,7 +18,7 @@ from studies.config.component_checks import not_keys
 
 
 def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
-    """Of the group `recovery`."""
+    """What is wrong with the group `recovery`."""
     recovery = parts["recovery"]
     keyless = [not_keys(f"recovery.{name}", keys) for name, keys in recovery.items() if not isinstance(keys, Mapping)]
     if keyless:

@@ -15,7 +15,7 @@ from studies.config.groups import GROUPS
 
 
 def adapter_errors(cfg: Parts) -> list[str]:
-    """Of the groups `adapter` and `model@source`, for the model."""
+    """What is wrong with the groups `adapter` and `model@source`, for the model."""
     name, source = cfg["adapter"]["name"], cfg["source"]["name"]
     if name == "none":
         unread = source != "none" and not is_chosen(cfg["compressor"])
@@ -54,7 +54,7 @@ def adapter_errors(cfg: Parts) -> list[str]:
 
 
 def compressor_errors(cfg: Parts) -> list[str]:
-    """Of the groups `compressor` and `model@source`, for the model."""
+    """What is wrong with the groups `compressor` and `model@source`, for the model."""
     group, source = cfg["compressor"], cfg["source"]["name"]
     if not is_chosen(group) or is_chosen(cfg["adapter"]):
         return []

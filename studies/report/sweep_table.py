@@ -79,7 +79,7 @@ class Setting:
 
 
 def newest(runs: Iterable[Run]) -> list[Run]:
-    """Of runs of the same config the newest; they come newest first."""
+    """The newest run of each config; the runs are given newest first."""
     from studies.run.fingerprint import relevant
 
     by_config: dict[str, Run] = {}

@@ -22,7 +22,7 @@ class Ratio(NamedTuple):
     high: float
 
     def named(self, name: str) -> dict[str, float]:
-        """As metrics: `name`, and with `_low` and `_high` the ends of the interval, if there is one."""
+        """The metrics `name` and, where there is an interval, `name` with `_low` and `_high`: its ends."""
         ends = {f"{name}_low": self.low, f"{name}_high": self.high}
         return {name: self.value} | (ends if all(map(math.isfinite, ends.values())) else {})
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class StageResult(TypedDict):
-    """Of a finished stage.
+    """What a finished stage has left.
 
     Attributes:
         steps: that were done; fewer than planned where training stopped early.
@@ -151,7 +151,7 @@ def runs(output_dir: Path) -> Iterator[tuple[Path, Result]]:
 
 
 def readable(folders: Iterable[Path]) -> Iterator[tuple[Path, Result]]:
-    """Those of the runs' folders whose result can be read, with it; the others are told and passed over."""
+    """The folders whose result can be read, each with its result; the other folders are told and passed over."""
     for folder in folders:
         try:
             result = read_result(folder)

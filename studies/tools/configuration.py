@@ -70,7 +70,7 @@ def file_keys(file: Path) -> dict[str, Key]:
 
 
 def option_keys(file: Path) -> dict[str, Key]:
-    """As `file_keys`, with the keys of the files in `conf/base` that it builds on."""
+    """The keys of an option's file, as `file_keys` gives them, and of the files in `conf/base` that it builds on."""
     (line,) = re.findall(r"^defaults: \[(.*)\]", file.read_text(), flags=re.MULTILINE) or [""]
     bases = re.findall(r"(?:^|, )(?:/base/(\w+)@_here_|([a-z]\w+)(?=,|$))", line)
     keys: dict[str, Key] = {}

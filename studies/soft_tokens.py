@@ -15,7 +15,6 @@ from lightning_modules.soft_tokens.compression import (
     CompressionModule,
     CompressionTraining,
     ContinuationModule,
-    Form,
     require_continuation,
 )
 from lightning_modules.soft_tokens.encoder_assembly import build_compression
@@ -29,14 +28,14 @@ from studies.steps import operate_and_check, plot_curves, record_costs, recover
 from studies.study import Study
 
 STAGE = "compressor"  # named after the group, as `load_module` expects it of what lies between two models
-UNTRAINED_FORMS = ("text", "truncated", "nothing")  # of the context, that nothing is learned for
+UNTRAINED_FORMS = ("text", "truncated", "nothing")  # of the context, for which nothing is learned
 
 
 def study_soft_tokens(study: Study) -> None:
     """Score what the target makes of continuations after a context in every form."""
     cfg, record = study.cfg, study.record
     require_continuation(cfg.compressor.context, study.data)
-    module = ContinuationModule(study.load_model(), cfg.compressor.context, cfg.compressor.tokens)
+    module = ContinuationModule(study.load_model(), cfg.compressor.context)
     module.measure(study.data.token_bytes, study.data.position_groups(study.data.settings.block_size - module.opening))
     identity = model_account(module.original, study.tokenizer, cfg)
     for prefix, scores in score_form(study, module, "text", identity).items():
@@ -58,12 +57,12 @@ def study_soft_tokens(study: Study) -> None:
     show_compression(record.metrics)
 
 
-def score_form(study: Study, target: CausalLMModule, form: Form, identity: Mapping[str, Any]) -> dict[str, Scores]:
-    """Prefix of a metric's name -> scores, after the context in a form that nothing is learned for."""
+def score_form(study: Study, target: CausalLMModule, form: str, identity: Mapping[str, Any]) -> dict[str, Scores]:
+    """Prefix of a metric's name -> scores, after the context in one of `UNTRAINED_FORMS`."""
     settings, scores = study.cfg.compressor, {}
-    module = ContinuationModule(target, settings.context, settings.tokens, form)
+    shown = {"text": None, "truncated": settings.tokens, "nothing": 0}[form]
+    module = ContinuationModule(target, settings.context, shown)
     for prefix, split in SPLIT_OF.items():
-        shown = settings.tokens if form == "truncated" else None
         key = ["continuation", form, identity, settings.context, shown, scoring(module, study.data, split)]
         say(f"scoring continuations on {split} after {form}")
         scores[prefix] = cached_scores(study.cfg.cache_dir, key, partial(study.score, module, split))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from registries.compressors.compressor import Compressor
 from registries.registry import UserError
 
 COMPRESSOR = "compressor"  # the submodule of the target that holds the encoder
-Form = Literal["text", "truncated", "nothing"]
 
 
 class SoftTokens(nn.Module):
@@ -57,15 +56,14 @@ class ContinuationModule(CausalLMModule):
     Args:
         target: the module of the model.
         context: tokens of the context.
-        tokens: of its end, that the truncated form has.
-        form: what the model gets of the context: the `text` itself, the `truncated` text, or `nothing`.
+        shown: how many tokens of the context's end the model gets; None: all of it.
     """
 
     reads_two_models = True
 
-    def __init__(self, target: CausalLMModule, context: int, tokens: int, form: Form = "text"):
+    def __init__(self, target: CausalLMModule, context: int, shown: int | None = None):
         super().__init__(**target.construction())
-        self.context, self.tokens, self.form = context, tokens, form
+        self.context, self.shown = context, context if shown is None else shown
 
     @property
     def opening(self) -> int:
@@ -78,7 +76,7 @@ class ContinuationModule(CausalLMModule):
     def continuation_logits(self, blocks: Tensor) -> Tensor:
         """Logits at the continuation's tokens, (batch, continuation, vocabulary), for blocks (batch, length)."""
         start, context, rest = self._split(blocks)
-        shown = {"text": context, "truncated": context[:, -self.tokens :], "nothing": context[:, :0]}[self.form]
+        shown = context[:, self.context - self.shown :]
         logits = self.model(input_ids=torch.cat([start, shown, rest], 1), use_cache=False).logits
         return logits[:, -rest.shape[1] :]
 
@@ -115,19 +113,17 @@ class CompressionModule(ContinuationModule):
         states: of the source, which reads the context.
         pairing: of the tokens of both models.
         soft: makes the soft tokens; it becomes a part of the target's model.
-        tokens: how many these are.
     """
 
     def __init__(
         self,
         target: CausalLMModule,
         context: int,
-        tokens: int,
         states: FrozenStates,
         pairing: Pairing,
         soft: SoftTokens,
     ):
-        super().__init__(target, context, tokens)
+        super().__init__(target, context, shown=0)
         self.states, self.pairing = states, pairing
         self.model.add_module(COMPRESSOR, soft)
 

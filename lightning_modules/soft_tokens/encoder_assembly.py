@@ -46,4 +46,4 @@ def build_compression(
         settings.name, source_width=widths[0], target_width=widths[1], tokens=settings.tokens, **settings.arguments
     )
     soft = SoftTokens(encoder).to(target.model.device)
-    return CompressionModule(target, settings.context, settings.tokens, states, pairing, soft)
+    return CompressionModule(target, settings.context, states, pairing, soft)

@@ -1,20 +1,19 @@
 """What the target makes of a continuation after every form of its context, and what it may know of the continuation."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import nn
 
 import train
 from lightning_modules import build_module
-from lightning_modules.soft_tokens.compression import COMPRESSOR, CompressionTraining, ContinuationModule, Form
+from lightning_modules.soft_tokens.compression import COMPRESSOR, CompressionTraining, ContinuationModule
 from registries import COMPRESSORS
 from tests.rules import logits
 
 CONTEXT, TOKENS, LENGTH = 20, 4, 32
 
-each_form = pytest.mark.parametrize("form", ["soft", *get_args(Form)])
+SHOWN = {"text": None, "truncated": TOKENS, "nothing": 0}
+each_form = pytest.mark.parametrize("form", ["soft", *SHOWN])
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def make(small):
 
 def in_form(module, form):
     """The module itself for soft tokens, else a module of the same target that gets the context in this form."""
-    return module if form == "soft" else ContinuationModule(module, CONTEXT, TOKENS, form)
+    return module if form == "soft" else ContinuationModule(module, CONTEXT, SHOWN[form])
 
 
 def text_blocks(module, count=2):

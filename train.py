@@ -51,7 +51,7 @@ def _run_study(cfg: Any, controls: Mapping[str, Any] | None = None, opened: Any 
     from studies.controls import record_ratios
     from studies.progress import say
     from studies.report.display import show_scores
-    from studies.run.recording import open_run, recording
+    from studies.run.lifecycle import open_run, recording
     from studies.study import Study
 
     seed_everything(cfg.seed, workers=True, verbose=False)

@@ -1,8 +1,9 @@
-"""The dtype of the weights."""
+"""The dtypes that weights have and that a model computes in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ def resolve_dtype(dtype: str, frozen: bool, config: Mapping[str, Any] | None) ->
     """The dtype of the weights.
 
     `auto` is fp32, but bf16 (fp16 on a GPU without it) for frozen weights where the device computes it fast and the
-    model is wide enough to gain (config None, a model not here yet: it is).
+    model is wide enough to gain. Without a config (the model is not downloaded yet) it counts as wide enough.
     """
     if dtype == "auto":
         config = config or {}  # scoring needs no role map, so the family may be unknown
@@ -36,3 +37,13 @@ def fast_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
+    """Within this context, computing is done as `trainer.precision` says, whoever asks for it; None: as it is."""
+    if precision is None:
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        yield

@@ -5,46 +5,18 @@ A partial file's name tells the process that writes it, so that a later process 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
+
+from registries.machines import is_alive, machine
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_SUFFIXES = (PARTIAL_SUFFIX, ".part")  # earlier versions wrote the second
 STALE_SECONDS = 24 * 3600.0  # since the last write of a process on another machine, which cannot be seen from here
-
-
-@lru_cache(maxsize=1)
-def machine() -> str:
-    """The scope of process numbers (the host, its boot and the process namespace), hashed to 12 hexadecimal digits.
-
-    It differs between two containers that share a folder, even on one host.
-    """
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if boot.is_file():
-        scope = [boot.read_text().strip(), os.readlink(namespace) if namespace.is_symlink() else ""]
-    else:
-        import psutil
-
-        scope = [str(round(psutil.boot_time()))]
-    return hashlib.sha256(" ".join([socket.gethostname(), *scope]).encode()).hexdigest()[:12]
-
-
-def is_alive(pid: int, since: float) -> bool:
-    """Whether the process that had this number on this machine at a time still runs; a later one may have it now."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() <= since and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
-        return False
 
 
 def partial_file(file: Path) -> Path:

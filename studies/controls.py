@@ -12,8 +12,8 @@ from lightning_modules.training.stage_plan import recovery_plan
 from registries.option import split_keys
 from registries.registry import defaults
 from registries.settings import ReplacementSettings
+from studies.run.lifecycle import RunRecord
 from studies.run.ratios import ppl_ratio
-from studies.run.recording import RunRecord
 from studies.run.run_folder import RunFolder
 from studies.run.scores import read_documents
 

@@ -13,7 +13,7 @@ from lightning_modules.preflight import require_own_logits
 from lightning_modules.processes import from_first
 from lightning_modules.training.trainer import evaluate
 from studies.progress import say
-from studies.run.recording import RunRecord
+from studies.run.lifecycle import RunRecord
 from studies.run.scores import Scores
 
 

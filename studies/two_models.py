@@ -15,7 +15,7 @@ from data_modules.pairing import Pairing
 from data_modules.tensor_files import save_weights, tensors_sha256
 from data_modules.tokens import token_bytes
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.hidden_states.frozen_states import in_precision
+from lightning_modules.dtypes import in_precision
 from lightning_modules.load import workspace
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.processes import from_first
@@ -146,7 +146,7 @@ def score_controls(
         own: of the target by itself, prefix of a metric's name -> scores.
 
     Returns:
-        Those of the mean state, in the same way.
+        The scores of the control `mean`, by the same prefixes as `own`.
     """
     cfg, data, floor = study.cfg, study.data, {}
     pair = [states.source.keys, states.target.keys, data.sha256("train"), cfg.adapter.shared]

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache, state_key
-from data_modules.tensor_files import tensors_sha256
+from lightning_modules.dtypes import in_precision
 from lightning_modules.hidden_states.injection import Side
 from lightning_modules.hidden_states.recorded_calls import record_calls
-
-
-def model_identity(model: nn.Module) -> dict[str, str]:
-    """What a model's activations depend on beside the tokens: its weights (with what else it keeps) and its config."""
-    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}  # not its path
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-    parameters = dict(model.named_parameters())
-    shared = {parameter.data_ptr() for parameter in parameters.values()}
-    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in shared}
-    return {"weights": tensors_sha256(parameters | kept), "config": digest}
-
-
-@contextmanager
-def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
-    """Within this context, computing is done as `trainer.precision` says, whoever asks for it; None: as it is."""
-    if precision is None:
-        yield
-        return
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        yield
 
 
 class FrozenStates:

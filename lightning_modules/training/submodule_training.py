@@ -30,7 +30,7 @@ class SubmoduleTraining:
 
     @staticmethod
     def imitates(keys: Mapping[str, Any]) -> bool:
-        """What the untouched model computes is no target for what it does not have."""
+        """False: the untouched model has no such submodule, so it cannot be the target of this training."""
         return False
 
     def prepare(self, model: nn.Module) -> None:

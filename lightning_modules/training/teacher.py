@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import state_key
-from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.length_guard import guard_length
+from lightning_modules.model_identity import model_identity
 from lightning_modules.output_head import final_states
 from lightning_modules.stages.stage import Workspace
 from registries import UserError

@@ -35,8 +35,8 @@ class AdapterTraining(SubmoduleTraining):
         module: of both models.
         alignment_weight, generation_weight, contrastive_weight: of the objectives.
         temperature: that the cosines are divided by.
-        negatives: of each token, at most: so many and one tokens of a step are drawn, and each is told from all others
-            (blocks for `sequences`; of several processes, each draws from its own share).
+        negatives: the largest number of tokens from which a token must be told: `negatives` + 1 tokens of a step are
+            drawn (blocks for `sequences`; with several processes, each process draws from its own share).
         contrast: of single `tokens`, or of `sequences`: the mean states of blocks.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registries import MODELS
+from registries.memory_errors import lacks_memory
 from registries.models.content import folder_sha256
 from registries.models.model_folder import absolute_path, folder_errors, is_local, model_config_errors, path_errors
 from registries.registry import UserError
@@ -165,13 +166,6 @@ def _named(keys: Iterable[str]) -> str:
     """The first of these names, and how many there are."""
     keys = sorted(keys)
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error is an outcome of the machine, and not of the files."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _reason(error: Exception) -> str:

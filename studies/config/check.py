@@ -85,7 +85,7 @@ def _unnamed(key: str) -> str:
 
 
 def _root_errors(root: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Key at the top of the config -> what is wrong with it. Sections of somebody's own, for interpolation, are not."""
+    """Key at the top of the config -> what is wrong; sections that a user adds for interpolation are allowed."""
     own, scoring = shared_keys(RunSettings), shared_keys(ScoreSettings)
     score = {key: value for key, value in root.items() if key in scoring}
     top = {
@@ -136,11 +136,7 @@ _COMPONENTS, _RECOVERY = "studies.config.component_checks", "studies.config.reco
 CHECKS = (
     *(_section(kind, key) for key, kind in SECTIONS.items()),
     Check("communication", ("communication", "adapter"), _question_errors),
-    *(
-        Check(key, (key, *group.reads), _imported(group.checks, f"{key}_errors"))
-        for key, group in GROUPS.items()
-        if group.checks is not None
-    ),
+    *(Check(key, (key, *group.reads), _imported(group.checks, f"{key}_errors")) for key, group in GROUPS.items()),
     Check("recovery", _OPERATED, _imported(_RECOVERY, "recovery_errors")),
     Check("devices", (*_OPERATED, "source", *TWO_MODEL_MODULES), _imported(_RECOVERY, "device_errors")),
     Check("trainer", ("trainer", "split"), _scoring_errors),

@@ -109,7 +109,7 @@ def _in_sweep(item: Override, swept: set[str], options: Any) -> str:
 def _jobs(parsed: Sequence[Override], composer: Composer, errors: list[str]) -> Iterator[list[Override]]:
     """The jobs of a sweep: every combination of the swept values (of a range that a sweeper draws from, its ends).
 
-    Of the seeds, which nothing else depends on, each is in one job; in all others it is the first.
+    Each seed is checked in one job only: nothing else depends on it. All other jobs are checked with the first seed.
     """
     choices, seeds, count = [], [], 1
     for item in parsed:

@@ -1,4 +1,4 @@
-"""Checks a command line, every job of a sweep, before anything expensive starts; composes the config of a run."""
+"""Composes and checks the config of one run."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def with_values(base: ComposedConfig, changes: Sequence[Override]) -> tuple[Dict
     """The config with these values, set as Hydra sets them; and the same as plain dicts.
 
     Jobs of a sweep set the same keys, so that each may write over what the last one left in `base`, of which only the
-    changed parts are worked out anew: a copy takes longer than all checks. It is made where a value adds to what is
-    there, or its key lies in another one.
+    changed parts are worked out anew: a copy takes longer than all checks. A copy is made only where a value adds a
+    key, or where a key lies inside another changed key.
     """
     keys = [item.key_or_group for item in changes]
     nested = any(key.startswith(f"{outer}.") for key in keys for outer in keys)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data_modules import DATASETS
 from lightning_modules import OPTIMIZERS
-from lightning_modules.config import OPTIONS, SECTIONS, Config
+from lightning_modules.config import OPTIONS, SECTIONS, TWO_MODEL_MODULES, Config
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
 from registries.option import Option
 from registries.registry import Registry
@@ -30,7 +30,7 @@ class Group(NamedTuple):
         supplied: what code gives a component when it is built, beside what the config says.
         package: the folder of the components, where what they do changes the numbers of a model.
         study: the module of `studies` that runs the study when an option is chosen; None: that of one model.
-        checks: the module with `<group>_errors`, which tells what is wrong with the group; None: another group's does.
+        checks: the module with `<group>_errors`, which tells what is wrong with the group.
         reads: what of the config this looks at beside the group.
     """
 
@@ -39,7 +39,7 @@ class Group(NamedTuple):
     supplied: tuple[str, ...] = ()
     package: str | None = None
     study: str | None = None
-    checks: str | None = "studies.config.component_checks"
+    checks: str = "studies.config.component_checks"
     reads: tuple[str, ...] = ()
 
 
@@ -50,7 +50,13 @@ GROUPS = {
     "dataset": Group(OPTIONS["dataset"], DATASETS),
     "optimizer": Group(OPTIONS["optimizer"], OPTIMIZERS, ("parameters",)),
     "model": Group(OPTIONS["model"], MODELS, ("cache_dir",), reads=("cache_dir",)),
-    "source": Group(OPTIONS["source"], MODELS, ("cache_dir",), checks=None),  # chosen by model@source
+    "source": Group(  # chosen by model@source
+        OPTIONS["source"],
+        MODELS,
+        supplied=("cache_dir",),
+        checks="studies.config.two_model_checks",
+        reads=(*TWO_MODEL_MODULES, "cache_dir"),
+    ),
     "replacement": Group(
         OPTIONS["replacement"],
         ATTENTION,
@@ -72,7 +78,7 @@ GROUPS = {
         package="registries/adapters",
         study="two_models",
         checks="studies.config.two_model_checks",
-        reads=("source", "model", "compressor", "trainer", "cache_dir"),
+        reads=("source", "model", "trainer", "cache_dir"),
     ),
     "compressor": Group(
         OPTIONS["compressor"],
@@ -81,7 +87,7 @@ GROUPS = {
         package="registries/compressors",
         study="soft_tokens",
         checks="studies.config.two_model_checks",
-        reads=("source", "adapter", "dataset", "cache_dir"),
+        reads=("source", "dataset", "cache_dir"),
     ),
 }
 OPERATIONS = [key for key, group in GROUPS.items() if group.package is not None]  # what is done to a model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_modules.config import is_chosen
+from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from lightning_modules.two_models.sites import resolve_sites
 from registries import ADAPTERS, UserError
 from registries.layers import resolve_layers
@@ -14,18 +14,28 @@ from studies.config.component_checks import Parts, group_errors, loader_errors, 
 from studies.config.groups import GROUPS
 
 
+def source_errors(cfg: Parts) -> list[str]:
+    """What is wrong with the group `model@source`, and with the groups that read it."""
+    source = cfg["source"]
+    readers = [f"{key}={cfg[key]['name']}" for key in TWO_MODEL_MODULES if is_chosen(cfg[key])]
+    if not readers:
+        unread = f"model@source={source['name']} is read by no adapter: choose one (adapter=ridge)"
+        return [unread] if is_chosen(source) else []
+    if len(readers) > 1:
+        return [f"{' and '.join(readers)} are studies of their own: leave one out"]
+    if not is_chosen(source):
+        return [f"{readers[0]} reads a second model: choose one (model@source=tiny_phi)"]
+    errors = loader_errors(cfg, "source")
+    if not source.get("freeze", True):
+        errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
+    return errors
+
+
 def adapter_errors(cfg: Parts) -> list[str]:
-    """What is wrong with the groups `adapter` and `model@source`, for the model."""
-    name, source = cfg["adapter"]["name"], cfg["source"]["name"]
+    """What is wrong with the group `adapter`, for two models that are right."""
+    name = cfg["adapter"]["name"]
     if name == "none":
-        unread = source != "none" and not is_chosen(cfg["compressor"])
-        return [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"] if unread else []
-    if is_chosen(cfg["compressor"]):
-        return [f"adapter={name} and compressor={cfg['compressor']['name']} are studies of their own: leave one out"]
-    if source == "none":
-        return [f"adapter={name} reads a second model: choose one (model@source=tiny_phi)"]
-    if errors := _source_errors(cfg):
-        return errors
+        return []
     if name not in ADAPTERS:
         return ADAPTERS.check(name, {})
     label, widths = f"adapter {name!r}", GROUPS["adapter"].supplied
@@ -54,14 +64,10 @@ def adapter_errors(cfg: Parts) -> list[str]:
 
 
 def compressor_errors(cfg: Parts) -> list[str]:
-    """What is wrong with the groups `compressor` and `model@source`, for the model."""
-    group, source = cfg["compressor"], cfg["source"]["name"]
-    if not is_chosen(group) or is_chosen(cfg["adapter"]):
+    """What is wrong with the group `compressor`, for two models that are right."""
+    group = cfg["compressor"]
+    if not is_chosen(group):
         return []
-    if source == "none":
-        return [f"compressor={group['name']} reads a second model: choose one (model@source=smollm2_135m)"]
-    if errors := _source_errors(cfg):
-        return errors
     if errors := group_errors("compressor", group):
         return errors
     settings, block_size = CompressorSettings.read(group), cfg["dataset"]["block_size"]
@@ -81,13 +87,6 @@ def compressor_errors(cfg: Parts) -> list[str]:
             errors.append(f"compressor.source_layer={settings.source_layer} names several layers: one is encoded")
     except UserError as error:
         errors += [f"compressor.source_{line}" for line in error.messages]
-    return errors
-
-
-def _source_errors(cfg: Parts) -> list[str]:
-    errors = loader_errors(cfg, "source")
-    if not cfg["source"].get("freeze", True):
-        errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
     return errors
 
 

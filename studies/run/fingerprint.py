@@ -10,7 +10,7 @@ from typing import Any
 
 from data_modules.tokens import tokenizer_fingerprint
 from lightning_modules.config import Config
-from lightning_modules.hidden_states.frozen_states import model_identity
+from lightning_modules.model_identity import model_identity
 from registries.models.pretrained import PretrainedModel
 from studies.run.code_version import model_code, run_code
 

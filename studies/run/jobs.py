@@ -1,4 +1,4 @@
-"""The jobs of a sweep: its folder, their failures, and which of them come last."""
+"""The jobs of a sweep: the sweep's folder, and the jobs' failures."""
 
 from __future__ import annotations
 
@@ -63,9 +63,6 @@ def failures(sweep: Path) -> list[dict[str, Any]]:
         why, overrides, *_ = [*file.read_text().split("\n"), ""]
         failed.append({"job": int(file.stem), "overrides": overrides, "cause": why, "traceback": str(file)})
     return failed
-
-
-# The jobs that ended their process
 
 
 # The folder of a sweep

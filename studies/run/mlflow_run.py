@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import Logger
 
 from registries.registry import UserError
 from studies.run.files import write_text
+from studies.run.mlflow_copy import CLOSE_SECONDS, STATE, RunCopy, new_state, read_state, send_run
+from studies.run.mlflow_store import in_words, open_store
 from studies.run.results import read_result
-from studies.run.run_copy import CLOSE_SECONDS, STATE, RunCopy, new_state, read_state, send_run
 from studies.run.run_folder import RunFolder
-from studies.run.store import in_words, open_store
 
 SEND_SECONDS = 10.0
 MEND_SECONDS = 5.0  # that it waits while the runs before it are sent

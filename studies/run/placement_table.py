@@ -11,7 +11,7 @@ from lightning_modules.surgery.lora import Placed
 from studies.report.display import show_placement
 from studies.report.figures import plot_heat_map
 from studies.run.files import read_checked, write_text
-from studies.run.recording import RunRecord
+from studies.run.lifecycle import RunRecord
 
 PLACEMENT = "placement.json"
 

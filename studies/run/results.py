@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Required, TypedDict, get_origin, get_type_hints
 
-from registries.partial_files import is_alive, machine
+from registries.machines import is_alive, machine
 from registries.registry import UserError
 
 SILENT_SECONDS = 60.0  # after so long without a heartbeat, a run of another machine or container is over
@@ -45,7 +45,7 @@ class Result(TypedDict, total=False):
     Attributes:
         status: one of `STATUSES`.
         metrics: name -> value, as in MLflow.
-        baseline: name -> score of the untouched model, and of the source model where there is one.
+        baseline: name -> score of the untouched model.
         config: the whole config, as plain dicts.
         fingerprint: equal for runs that compute the same, see `studies.run.fingerprint`.
         dataset: what was read: counts of documents, blocks and tokens by split, hashes, warnings.

@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from registries.partial_files import clear_partial_files, machine
+from registries.machines import machine
+from registries.partial_files import clear_partial_files
 from studies.run.files import disk_error, write_text
 from studies.run.results import Result, read_result
 

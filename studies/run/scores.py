@@ -15,8 +15,8 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
 from registries.registry import UserError
 from studies.run.files import make_folder, read_checked, write_checked
+from studies.run.lifecycle import RunRecord
 from studies.run.ratios import share_of_gap
-from studies.run.recording import RunRecord
 
 log = logging.getLogger(__name__)
 

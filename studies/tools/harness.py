@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.length_guard import length_limit
-from registries.models.pretrained import lacks_memory
+from registries.memory_errors import lacks_memory
 from registries.registry import UserError, nearest
 
 
@@ -54,7 +54,7 @@ def run_tasks(
         )
 
     class Harnessed(HFLM):
-        """A model whose texts begin with the token that it begins them with, once, and end where they end."""
+        """A model that gets its start token exactly once before a text, and no end token after it."""
 
         def loglikelihood_rolling(self, *arguments: Any, **options: Any) -> list[float]:
             self.add_bos_token = False  # the harness puts the token before a whole text itself

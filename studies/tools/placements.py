@@ -1,4 +1,4 @@
-"""What a run says and records of a LoRA placement.
+"""Print the table of a LoRA placement without a run.
 
 python -m studies.tools.placements model=dialogpt_medium placement=attention placement.rank=16
 

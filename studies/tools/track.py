@@ -16,10 +16,10 @@ from pathlib import Path
 from registries.registry import UserError
 from studies.progress import say
 from studies.run.jobs import JOBS
+from studies.run.mlflow_copy import STATE, RunCopy, destination_of, read_state, send_run
 from studies.run.mlflow_run import send_sweep
+from studies.run.mlflow_store import open_store, portable
 from studies.run.results import read_result
-from studies.run.run_copy import STATE, RunCopy, destination_of, read_state, send_run
-from studies.run.store import open_store, portable
 
 
 def track(folder: Path, uri: str | None = None) -> None:

@@ -13,7 +13,7 @@ from data_modules import tokens
 from data_modules.caches import token_cache
 from data_modules.documents import Document, Stream
 from data_modules.tokens import token_bytes, tokenize, tokenizer_fingerprint
-from registries.partial_files import machine
+from registries.machines import machine
 from registries.registry import UserError
 
 DOCUMENTS = [Document("a", "The quick fox"), Document("b", "naïve café"), Document("c", "dog")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from studies.run.store import address_errors
+from studies.run.mlflow_store import address_errors
 from studies.run.trackers import TRACKERS
 from studies.run.trackers.tracker import RunTracker
 
@@ -31,8 +31,8 @@ class MLflowTracker:
         """See `Tracker`."""
         import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
 
+        from studies.run.mlflow_copy import RunCopy, destination_of
         from studies.run.mlflow_run import MLflowRun
-        from studies.run.run_copy import RunCopy, destination_of
 
         return MLflowRun(RunCopy(folder, destination_of(self.uri, self.experiment, folder, output_dir)))
 
@@ -40,7 +40,7 @@ class MLflowTracker:
         """See `Tracker`."""
         import mlflow  # noqa: F401
 
+        from studies.run.mlflow_copy import destination_of
         from studies.run.mlflow_run import send_sweep_in_time
-        from studies.run.run_copy import destination_of
 
         send_sweep_in_time(folder, destination_of(self.uri, self.experiment, folder, output_dir))

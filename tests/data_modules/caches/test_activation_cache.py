@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import GIGABYTE, ActivationCache, state_key
 from registries import UserError
-from registries.partial_files import machine
+from registries.machines import machine
 
 Usage = namedtuple("Usage", "total used free")
 WIDTH, LENGTH = 64, 5

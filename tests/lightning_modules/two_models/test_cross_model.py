@@ -8,9 +8,9 @@ from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import Pairing
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
+from lightning_modules.model_identity import model_identity
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.two_models.adapter_training import AdapterTraining
 from lightning_modules.two_models.bridge import Bridge, Measured, measure, together

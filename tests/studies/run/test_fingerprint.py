@@ -10,7 +10,7 @@ import torch
 
 import train
 from lightning_modules.config import read_config
-from lightning_modules.hidden_states.frozen_states import model_identity
+from lightning_modules.model_identity import model_identity
 from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import FOLDER
 from registries.option import CONF

@@ -17,10 +17,10 @@ from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
 from studies.config.flat import flatten
 from studies.run import mlflow_run as tracking
-from studies.run import store as store_module
+from studies.run import mlflow_store as store_module
 from studies.run.curves import read_curves
 from studies.run.mlflow_run import MLflowRun
-from studies.run.store import DEFAULT_STORE, open_store
+from studies.run.mlflow_store import DEFAULT_STORE, open_store
 from studies.tools.track import track
 
 TRAINED = ("replacement=toroidal", "replacement.transfer_steps=6", "tracking=mlflow", "samples.max_new_tokens=2")
@@ -327,7 +327,7 @@ def test_track_names_what_it_takes(tmp_path):
 FRESH_STORE = """
 import os, sys
 from pathlib import Path
-from studies.run.store import DEFAULT_STORE, open_store
+from studies.run.mlflow_store import DEFAULT_STORE, open_store
 import mlflow.tracking._tracking_service.utils, mlflow.store.tracking.sqlalchemy_store
 
 children = []

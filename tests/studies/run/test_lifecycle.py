@@ -13,9 +13,9 @@ import train
 from lightning_modules.causal_lm import CausalLMModule, NonFiniteLoss
 from lightning_modules.config import read_config
 from registries.registry import UserError
-from studies.run import recording
+from studies.run import lifecycle as recording
 from studies.run.fingerprint import fingerprint
-from studies.run.recording import open_run, status_of
+from studies.run.lifecycle import open_run, status_of
 from studies.run.run_folder import RunFolder
 
 

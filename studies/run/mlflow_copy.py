@@ -17,8 +17,8 @@ from registries.registry import UserError
 from studies.config.flat import flatten
 from studies.run.curves import Point, latest, read_points
 from studies.run.files import write_text
+from studies.run.mlflow_store import DEFAULT_STORE, Store, in_words, open_store, own_address, portable
 from studies.run.results import read_result
-from studies.run.store import DEFAULT_STORE, Store, in_words, open_store, own_address, portable
 
 CLOSE_SECONDS = 20.0  # that the end of a run waits for the store
 STATE = "tracking.json"
@@ -32,7 +32,7 @@ class RunCopy:
 
     Args:
         folder: of the run.
-        place: `uri` (portable) and `experiment` of a run that begins or goes on; None: what `tracking.json` says.
+        destination: `uri` (portable) and `experiment` of a run that begins or goes on; None: what `tracking.json` says.
         run_id: the MLflow run, where it is known and `tracking.json` does not tell it.
 
     Attributes:
@@ -55,7 +55,7 @@ class RunCopy:
 
     @property
     def address(self) -> str:
-        """The store's, as it is told."""
+        """The address of the store, as messages show it."""
         return self.state["uri"].replace("${output_dir}", str(self.folder.parent.parent))
 
     def write_state(self) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from lightning_modules.config import Config
 from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
-from registries.models.pretrained import lacks_memory
+from registries.memory_errors import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
 from registries.settings import ModelSettings

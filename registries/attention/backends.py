@@ -1,7 +1,7 @@
 """Softmax attention over depth slices with a score bias, computed in three ways that agree.
 
 All ways work on flattened slices: a sequence of N positions with D slices each is an axis of N * D entries (entry
-n * D + k is slice k of position n). `reference` is the definition; `sdpa` needs memory that grows with N * D only; `flex`
+n * D + k is slice k of position n). `reference` is the definition; the memory of `sdpa` grows with N * D only; `flex`
 is compiled for CUDA.
 """
 
@@ -27,8 +27,8 @@ def no_bias(offsets: Tensor) -> Tensor:
     return torch.zeros(len(offsets), 1, 1, device=offsets.device)
 
 
-# The fastest of several values on a CPU with AVX-512, by benchmarks/attention_cost.py: more rows waste work on keys that
-# lie after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex): zero
+# The fastest of several values on a CPU with AVX-512, by benchmarks/attention_cost.py: more rows waste work on keys
+# after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex): zero
 # channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
 CHUNK_ROWS = 384
 MIN_WIDTH = 16
@@ -178,7 +178,7 @@ def _chunk(depth: int) -> int:
 
 
 def _offsets(queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
-    """(queries, keys): query position minus key position; the first query lies `shift` positions after the first key."""
+    """(queries, keys): query position minus key position, where the first query lies `shift` after the first key."""
     return torch.arange(queries, device=device)[:, None] + shift - torch.arange(keys, device=device)[None, :]
 
 

@@ -21,8 +21,8 @@ class AttentionCore(Protocol):
     keeps_function: bool
 
     # Optional: `weights(query, key, mask, scaling, query_start, key_start)`, the attention weights of positions (batch,
-    # heads, queries, keys), which the transfer of attention weights needs. And `repeatable = False` for a core that does
-    # not compute the same when it is called again, which forbids gradient checkpointing.
+    # heads, queries, keys), for the transfer of attention weights; and `repeatable = False`, which forbids gradient
+    # checkpointing, for a core whose results differ between two calls.
 
     def __call__(
         self,

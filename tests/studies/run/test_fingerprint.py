@@ -11,7 +11,7 @@ import train
 from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.options import plain
 from registries.models.random import byte_tokenizer
-from registries.models.tiny_phi import FOLDER
+from registries.models.tiny_phi import TINY_PHI_FOLDER
 from studies.config.plugin_options import CONF
 from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
 from tests.rules import language_model
@@ -93,7 +93,7 @@ def test_the_order_of_stages_changes_it():
 @pytest.fixture
 def folder(tmp_path):
     """A model's folder that may be changed."""
-    return shutil.copytree(FOLDER, tmp_path / "model")
+    return shutil.copytree(TINY_PHI_FOLDER, tmp_path / "model")
 
 
 def change_a_weight(folder):

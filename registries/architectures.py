@@ -16,6 +16,26 @@ ARCHITECTURES = Registry("model family")
 
 
 @dataclass(frozen=True)
+class AttentionShape:
+    """What an attention replacement must know of the layer it works in.
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key and value heads; fewer than `num_heads` where they are grouped.
+        head_width: channels of one head.
+        rotary_width: how many leading channels of a head the rotary codes turn (0: the family has none). Channel m
+            forms a pair with channel m + rotary_width / 2, as in all supported families.
+        rotary_base: base of the geometric series of rotary frequencies.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    rotary_width: int = 0
+    rotary_base: float = 10_000.0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The module paths of one model family.
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from registries.registry import UserError
 
+LayerSpec = str | int | list[int]
+
 NUMBER, SHARE = r"\d{1,9}", r"\d{1,9}\.?\d{0,9}"  # longer numbers are mistakes, and Python may refuse to read them
 FORMS = "[0,16], [-1], all, first:4, last:4, ends:2, every:4, spread:4, 8-15; first:25%, at:50%"
 

@@ -6,28 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from registries.architectures import architecture_of
+from registries.architectures import AttentionShape, architecture_of
 from registries.registry import UserError
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """The dimensions of an attention layer that its replacement must know.
-
-    Attributes:
-        num_heads: query heads.
-        num_kv_heads: key and value heads; fewer than `num_heads` where they are grouped.
-        head_width: channels of one head.
-        rotary_width: number of leading channels of a head that the rotary codes turn (0: the family has no rotary
-            codes). Channel m forms a pair with channel m + rotary_width / 2, as in all supported families.
-        rotary_base: base of the geometric series of rotary frequencies.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    rotary_width: int = 0
-    rotary_base: float = 10_000.0
 
 
 class LengthLimit(NamedTuple):

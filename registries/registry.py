@@ -17,7 +17,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -123,16 +123,28 @@ class Registry:
             raise UserError(errors)
         return component.target(**arguments)
 
-    def check(self, name: str, arguments: dict[str, Any], given: Iterable[str] = (), **context: Any) -> list[str]:
+    def check(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        supplied: Iterable[str] = (),
+        shared: Sequence[str] = (),
+        label: str | None = None,
+        **context: Any,
+    ) -> list[str]:
         """Messages for everything that is wrong with `arguments`, without building anything.
 
-        `given` names parameters that the caller will supply when it builds. The component's own check gets what it asks
-        for of arguments, defaults and `context`; it is left out where something that it needs is missing.
+        Args:
+            supplied: parameters that the caller will supply when it builds.
+            shared: keys that stand beside the component's own in the config, and are allowed there too.
+            label: how messages begin; None: kind and name.
+            context: for the component's own check, which gets what it asks for of arguments, defaults and context; it
+                is left out where something that it needs is missing.
         """
         if name not in self:
             return [self._unknown(name)]
         component = self._component(name)
-        wrong = wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
+        wrong = wrong_arguments(component.target, arguments, label or f"{self.kind} {name!r}", supplied, shared)
         errors = [message for messages in wrong.values() for message in messages]
         if component.check is not None:
             needed = inspect.signature(component.check).parameters
@@ -185,26 +197,29 @@ def defaults(target: Any) -> dict[str, Any]:
     }
 
 
-def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
+def signature_errors(target: Any, arguments: Mapping[str, Any], label: str, supplied: Iterable[str] = ()) -> list[str]:
     """Messages about unknown, missing, ill-typed and out-of-range keyword arguments of `target`.
 
     Types and ranges come from the annotations (`Literal`, `Annotated[int, Ge(1)]`, ...) and are checked by pydantic,
-    strictly: the text "3" is no integer, and inf and nan are no numbers. The caller supplies the parameters `given`
+    strictly: the text "3" is no integer, and inf and nan are no numbers. The caller supplies the parameters `supplied`
     later.
     """
-    return [message for messages in wrong_arguments(target, arguments, label, given).values() for message in messages]
+    return [
+        message for messages in wrong_arguments(target, arguments, label, supplied).values() for message in messages
+    ]
 
 
 def wrong_arguments(
-    target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()
+    target: Any, arguments: Mapping[str, Any], label: str, supplied: Iterable[str] = (), shared: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """As `signature_errors`, by key: the messages about each wrong argument."""
+    """As `signature_errors`, by key: the messages about each wrong argument. Keys in `shared` are named as allowed."""
     from pydantic import ValidationError
 
-    all_parameters, checked, model = _arguments_model(target, frozenset(given))
+    all_parameters, checked, model = _arguments_model(target, frozenset(supplied))
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in all_parameters.values())
+    allowed = [*shared, *checked]
     wrong = {
-        key: [f"{label} has no key {key!r}{nearest(key, checked)} Allowed: {', '.join(checked) or '(none)'}"]
+        key: [f"{label} has no key {key!r}{nearest(key, allowed)} Allowed: {', '.join(allowed) or '(none)'}"]
         for key in arguments
         if key not in all_parameters and not takes_any
     }
@@ -224,7 +239,7 @@ def wrong_arguments(
 
 
 @cache
-def _arguments_model(target: Any, given: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+def _arguments_model(target: Any, supplied: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """All parameters of a callable, the checked ones among them, and the pydantic model that checks these.
 
     The model is kept, since making it takes a millisecond and a sweep of a thousand jobs needs it ten thousand times.
@@ -235,7 +250,7 @@ def _arguments_model(target: Any, given: frozenset[str]) -> tuple[dict[str, Any]
     checked = {
         name: parameter
         for name, parameter in all_parameters.items()
-        if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if name not in supplied and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     types = {}
     for name, parameter in checked.items():
@@ -251,5 +266,5 @@ def _definition(target: Any) -> str:
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (TypeError, OSError):  # an instance, or an object defined at a prompt
-        frame = inspect.stack()[2]
-        return f"{frame.filename}:{frame.lineno}"
+        frame = inspect.currentframe().f_back.f_back  # not inspect.stack(), which reads every file on the stack
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,18 +1,31 @@
 """Studies that take half a second: a random model of two layers on a generated text."""
 
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.cover import mark_full_product
+
 # Before torch is imported: the tests run one process per core, and tiny models gain nothing from more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Before Lightning is imported, which asks what is installed whenever it makes a trainer: a tenth of a small study.
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
+importlib.metadata.version = cache(importlib.metadata.version)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before cases are chosen by their markers
+def pytest_collection_modifyitems(items):
+    mark_full_product(items)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +52,42 @@ def interruptible():
 @pytest.fixture(autouse=True)
 def no_other_cache(monkeypatch, cache_dir):
     monkeypatch.setenv("GRAFTLAB_CACHE", str(cache_dir))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once():
+    """Hydra composes the options of groups once (0.1 s), and not for every config that chooses them."""
+    from hydra.core.config_store import ConfigStore
+
+    import studies.config.compose
+    from studies.config.composer import Composer
+
+    def identity(stored):  # of the options that plugins have left
+        return tuple((name, identity(item) if isinstance(item, dict) else id(item)) for name, item in stored.items())
+
+    composers = {}
+
+    def composer(config_name, start, loader):
+        key = (config_name, tuple(start), identity(ConfigStore.instance().repo))
+        kept = composers.setdefault(key, Composer(config_name, start, loader))
+        kept.loader, kept._first, kept._bases, kept._line_errors, kept._known = loader, (), {}, {}, {}
+        return kept  # with what Hydra composed and listed alone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies.config.compose, "Composer", composer)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Figures are empty files, but for those that fixtures of a wider scope draw, and with `@pytest.mark.drawn`.
+
+    To draw them takes a third of a small study.
+    """
+    from matplotlib.figure import Figure
+
+    if not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: Path(file).touch())
 
 
 @pytest.fixture(scope="session")
@@ -91,20 +140,78 @@ def run(small, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def run_once(small_in, cache_dir, tmp_path_factory):
+    """As `run`, but a study that was run with the same overrides is not run again: leave its folder as it is."""
+    import train
+
+    @cache
+    def run_once(*more: str) -> Path:
+        output_dir = tmp_path_factory.mktemp("once")
+        train.run(train.compose(small_in(output_dir, *more)))
+        (folder,) = (output_dir / "runs").iterdir()
+        return folder
+
+    return run_once
+
+
+@pytest.fixture(scope="session")
+def ask_fork():
+    """Ask the fork server for something. Returns what ended, as `subprocess.run` does."""
+    server = None
+
+    def ask_fork(folder: Path, environment: dict[str, str], **request) -> subprocess.CompletedProcess:
+        nonlocal server
+        server = server or subprocess.Popen(
+            [sys.executable, "-P", str(ROOT / "tests" / "fork_server.py")],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with tempfile.TemporaryDirectory() as printed:
+            files = {name: f"{printed}/{name}" for name in ("output", "errors")}
+            request |= {"folder": str(folder), "environment": {**os.environ, **environment}, **files}
+            print(json.dumps(request), file=server.stdin, flush=True)
+            code = int(server.stdout.readline())
+            return subprocess.CompletedProcess(request, code, *(Path(file).read_text() for file in files.values()))
+
+    yield ask_fork
+    if server:
+        server.stdin.close()
+        server.wait()
+
+
 @pytest.fixture
-def command(tmp_path):
-    """Run an entry point as a user does, in an empty folder `tmp_path / "here"`."""
+def here(tmp_path):
+    """The empty folder in which commands are started."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def command(here):
+    """Run an entry point as a user does, in the folder `here`."""
 
     def command(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        here = tmp_path / "here"
-        here.mkdir(exist_ok=True)
         return subprocess.run(
             [sys.executable, str(ROOT / script), *arguments],
             cwd=here,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             timeout=120,
         )
 
     return command
+
+
+@pytest.fixture
+def forked(here, ask_fork):
+    """As `command`, in a fork of a process that has the libraries imported."""
+
+    def forked(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return ask_fork(here, environment, script=str(ROOT / script), arguments=arguments)
+
+    return forked

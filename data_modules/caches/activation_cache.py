@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from data_modules.batches import ModelInput
 from registries.partial_files import atomic_write, clear_partial_files
 from registries.registry import UserError
 
@@ -50,11 +51,11 @@ class ActivationCache:
         self.enabled = enabled
         self._uncached: set[str] = set()  # keys for whose entries there is no room
 
-    def reserve(self, keys: Sequence[str], blocks: Iterable[Tensor], entries: int, entry_bytes: int) -> bool:
+    def reserve(self, keys: Sequence[str], rows: Iterable[ModelInput], entries: int, entry_bytes: int) -> bool:
         """Make room for the entries of each key, before the work that needs them starts.
 
         Args:
-            blocks: rows of which some will be fetched, as in `fetch`. Their present entries need no room.
+            rows: of which some will be fetched. Their present entries need no room.
             entries: how many of these rows will be fetched.
             entry_bytes: size of an entry.
 
@@ -70,7 +71,7 @@ class ActivationCache:
             self._uncached.update(keys)
             return False
         self._uncached.difference_update(keys)
-        names = {_name(block) for block in blocks}
+        names = {row.digest() for row in rows}
         present = sum(min(entries, len(names & _names(self.folder / key))) for key in keys)
         needed = (entries * len(keys) - present) * entry_bytes
         if not needed and not os.access(self.folder, os.W_OK):
@@ -91,27 +92,26 @@ class ActivationCache:
         return True
 
     def fetch(
-        self, keys: Sequence[str], rows: Tensor, compute: Callable[[Tensor], Mapping[str, Tensor]]
+        self, keys: Sequence[str], inputs: ModelInput, compute: Callable[[ModelInput], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """The activations of a batch for some keys.
 
         Args:
-            rows: (batch, length) tokens, or (batch, length, 2) with their positions.
-            compute: gives the activations (1, ...) of one row (1, length) for every key. It gets one row at a time, so
+            compute: gives the activations (1, ...) of one row for every key. It gets one row at a time, so
                 that an entry does not depend on the batch in which it was first needed.
 
         Returns:
             key -> (batch, ...).
         """
-        batch = [self._fetch_row(keys, row[None], compute) for row in rows]
+        batch = [self._fetch_row(keys, row, compute) for row in inputs.rows()]
         return {key: torch.cat([states[key] for states in batch]) for key in keys}
 
-    def _fetch_row(self, keys: Sequence[str], row: Tensor, compute: Callable) -> dict[str, Tensor]:
+    def _fetch_row(self, keys: Sequence[str], row: ModelInput, compute: Callable) -> dict[str, Tensor]:
         cached = self.enabled and self._uncached.isdisjoint(keys)
-        files = {key: self.folder / key / f"{_name(row)}{ENTRY_SUFFIX}" for key in keys} if cached else {}
+        files = {key: self.folder / key / f"{row.digest()}{ENTRY_SUFFIX}" for key in keys} if cached else {}
         entries = {key: _read(file) for key, file in files.items()}
         if cached and all(entry is not None for entry in entries.values()):
-            return {key: entry.to(row.device) for key, entry in entries.items()}
+            return {key: entry.to(row.tokens.device) for key, entry in entries.items()}
         computed = compute(row)
         for key, file in files.items():
             if entries[key] is None:
@@ -151,11 +151,6 @@ def _last_used(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:  # another run has removed it
         return 0.0
-
-
-def _name(block: Tensor) -> str:
-    """The name of a block's entries, a hash of its tokens."""
-    return hashlib.sha256(block.cpu().numpy().tobytes()).hexdigest()[:32]
 
 
 def _names(folder: Path) -> set[str]:

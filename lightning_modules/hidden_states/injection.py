@@ -35,7 +35,9 @@ def injected(model: nn.Module, layer: int, states: Tensor) -> Iterator[None]:
     """
     blocks = list(model.get_submodule(architecture_of(model.config.model_type).blocks))
     if layer == 0:
-        hook = blocks[0].register_forward_pre_hook(lambda block, *given: _with_states(states, *given), with_kwargs=True)
+        hook = blocks[0].register_forward_pre_hook(
+            lambda block, *arguments: _with_states(states, *arguments), with_kwargs=True
+        )
         try:
             yield
         finally:

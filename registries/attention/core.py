@@ -12,6 +12,16 @@ class AttentionCore(Protocol):
 
     A core is built with its own options and `shape`, the `AttentionShape` of its layer.
 
+    A core may offer more; all else that it holds is its own affair:
+
+    - `weights(query, key, mask, scaling, query_start, key_start)`: how much each query position looks at each key
+      position, (batch, heads, queries, keys). The transfer of attention weights needs it.
+    - `score_bias(offsets)`: what it adds to the scores of query and key positions that lie (n,) positions apart,
+      (n, ...) in logits. A run reports its range.
+    - `notes`: what a user should know about it in this model, as sentences that follow the name of the model's family.
+    - `repeatable = False`, on the class: it does not compute the same when it is called again, which forbids gradient
+      checkpointing.
+
     Attributes:
         own_positions: whether the core brings its own position codes; then queries and keys arrive unrotated.
         keeps_function: whether the core claims to compute the same as the model's own attention; the claim is checked.
@@ -19,10 +29,6 @@ class AttentionCore(Protocol):
 
     own_positions: bool
     keeps_function: bool
-
-    # Optional: `weights(query, key, mask, scaling, query_start, key_start)`, the attention weights of positions (batch,
-    # heads, queries, keys), for the transfer of attention weights; and `repeatable = False`, which forbids gradient
-    # checkpointing, for a core whose results differ between two calls.
 
     def __call__(
         self,

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Scoring, no_bias, position_weights
-from registries.model_shape import AttentionShape
 
 
 @ATTENTION.register("standard")

@@ -11,9 +11,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, Scoring, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
-from registries.model_shape import AttentionShape
 
 Frequencies = Literal["interleaved", "neighbouring"]
 
@@ -108,11 +108,14 @@ class ToroidalAttention(nn.Module):
     ):
         super().__init__()
         self.depth, self.backend, self.dropout = depth, backend, dropout
-        self.bias = ToroidalDistance(lambda_distance, period, depth)
+        self.score_bias = ToroidalDistance(lambda_distance, period, depth)
         self.fusion = DepthFusion(depth, shape.head_width, fusion_mode, fusion_rank, fusion_residual)
         self.log_temperature = nn.Parameter(torch.zeros(shape.num_heads)) if temperature else None
         self.register_buffer("slice_order", slice_order(shape, depth, frequencies), persistent=False)
         self.own_positions = position == "toroidal" and shape.rotary_width > 0
+        self.notes = []
+        if position == "toroidal" and not self.own_positions:
+            self.notes = ["adds learned positions to the embeddings: they stay, position=toroidal adds nothing"]
         if self.own_positions:
             self.codes = ToroidalPositions(shape, depth, period)
         unmixed = fusion_mode != "low_rank" or fusion_residual  # with one slice, every other fusion is the identity
@@ -135,7 +138,7 @@ class ToroidalAttention(nn.Module):
 
     def _scoring(self, mask: Tensor | None, scaling: float, query_start: int, key_start: int) -> Scoring:
         slice_scaling = scaling * math.sqrt(self.depth)  # a slice has 1 / depth of the head's channels
-        return Scoring(mask, self.bias, slice_scaling, query_start, key_start, self.depth)
+        return Scoring(mask, self.score_bias, slice_scaling, query_start, key_start, self.depth)
 
     def _query_key(self, query: Tensor, key: Tensor, query_start: int, key_start: int) -> tuple[Tensor, Tensor]:
         query, key = self._slices(query, query_start), self._slices(key, key_start)

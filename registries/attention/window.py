@@ -8,8 +8,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, Scoring, attend, position_weights
-from registries.model_shape import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class WindowAttention(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
-        self.bias, self.backend = CircularWindow(window, period), backend
+        self.score_bias, self.backend = CircularWindow(window, period), backend
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
-        scoring = Scoring(mask, self.bias, scaling, query_start, key_start)
+        scoring = Scoring(mask, self.score_bias, scaling, query_start, key_start)
         return attend(query, key, value, scoring, backend=self.backend)
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
         """Attention weights, (batch, heads, queries, keys)."""
-        return position_weights(query, key, Scoring(mask, self.bias, scaling, query_start, key_start))
+        return position_weights(query, key, Scoring(mask, self.score_bias, scaling, query_start, key_start))

@@ -19,15 +19,18 @@ _ATTENTION_PACKAGES = {
 _ATTENTION = ("eager", "sdpa", "flex_attention", *_ATTENTION_PACKAGES)
 
 
-def path_errors(path: str | None, revision: str | None = None) -> list[str]:
-    """Messages about a path that is no hub model's name, or leads to no folder of a model that can be loaded."""
+def path_errors(path: str | None, key: str = "model.path") -> list[str]:
+    """Messages about a path that is no hub model's name, or leads to no folder of a model that can be loaded.
+
+    `key` is the config key that messages name.
+    """
     if path is None:
         return []
     if not is_local(path):
-        return _name_errors(path)
+        return _name_errors(path, key)
     if not is_there(path, folder=True):
-        return [f"model.path={path}: there is no such folder"]
-    return [f"model.path={path}: {message}" for message in folder_errors(Path(path).expanduser())]
+        return [f"{key}={path}: there is no such folder"]
+    return [f"{key}={path}: {message}" for message in folder_errors(Path(path).expanduser())]
 
 
 def folder_errors(folder: Path) -> list[str]:
@@ -92,7 +95,7 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _name_errors(path: str) -> list[str]:
+def _name_errors(path: str, key: str) -> list[str]:
     """A message about a path that is no valid name of a hub model."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -101,7 +104,7 @@ def _name_errors(path: str) -> list[str]:
         validate_repo_id(path)
     except HFValidationError:
         return [
-            f"model.path={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
+            f"{key}={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
             "<owner>/<name> of letters, digits, '-', '_' and '.'"
         ]
     return []

@@ -89,7 +89,7 @@ def _points(line: bytes) -> Iterator[Point]:
 
 
 def latest(points: list[Point]) -> list[Point]:
-    """Of several values of a metric at a step, which a resumed run repeated, the last one."""
+    """The points with one value for each step: the last one, where a resumed run has repeated a step."""
     return list({(point.name, point.step): point for point in points}.values())
 
 

@@ -22,7 +22,7 @@ class Ratio(NamedTuple):
     high: float
 
     def named(self, name: str) -> dict[str, float]:
-        """As metrics: `name`, and with `_low` and `_high` the ends of the interval, if there is one."""
+        """The metrics `name` and, where there is an interval, `name` with `_low` and `_high`: its ends."""
         ends = {f"{name}_low": self.low, f"{name}_high": self.high}
         return {name: self.value} | (ends if all(map(math.isfinite, ends.values())) else {})
 
@@ -37,7 +37,7 @@ def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
         UserError: the documents are not the same.
     """
     _require_same(documents, reference)
-    differences = [ours - theirs for (ours, _), (theirs, _) in zip(documents, reference, strict=True)]
+    differences = [nll - reference_nll for (nll, _), (reference_nll, _) in zip(documents, reference, strict=True)]
     return Ratio(*map(perplexity, _ratio_of_sums(differences, [tokens for _, tokens in documents])))
 
 
@@ -52,7 +52,7 @@ def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> 
     """
     _require_same(documents, floor)
     _require_same(documents, ceiling)
-    won = [low - ours for (ours, _), (low, _) in zip(documents, floor, strict=True)]
+    won = [low - nll for (nll, _), (low, _) in zip(documents, floor, strict=True)]
     gap = [low - high for (high, _), (low, _) in zip(ceiling, floor, strict=True)]
     return _ratio_of_sums(won, gap) if sum(gap) > 0 else None
 
@@ -76,6 +76,6 @@ def _ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -
     return Ratio(value, value - margin, value + margin)
 
 
-def _require_same(documents: Documents, others: Documents) -> None:
-    if [count for _, count in documents] != [count for _, count in others]:
+def _require_same(documents: Documents, reference: Documents) -> None:
+    if [count for _, count in documents] != [count for _, count in reference]:
         raise UserError("the two models were not scored on the same documents: they cannot be compared")

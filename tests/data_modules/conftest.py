@@ -37,9 +37,9 @@ def tokenizer():
 
 @pytest.fixture
 def text_file(tmp_path) -> Path:
-    """Two hundred different documents of about 4,000 characters."""
+    """Two hundred different documents of about 900 characters."""
     file = tmp_path / "text.txt"
-    paragraphs = [f"Paragraph {index}. " + " ".join(f"word{index * k}" for k in range(400)) for index in range(200)]
+    paragraphs = [f"Paragraph {index}. " + " ".join(f"word{index * k}" for k in range(100)) for index in range(200)]
     file.write_text("\n\n".join(paragraphs), encoding="utf-8")
     return file
 

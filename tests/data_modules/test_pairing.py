@@ -77,6 +77,7 @@ def tokens_of(tokenizer, *documents: str) -> torch.Tensor:
     return torch.tensor(ids)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("source", TOKENIZERS)
 @pytest.mark.parametrize("target", TOKENIZERS)
 @given(text=TEXTS, cut=st.integers(0, 10))

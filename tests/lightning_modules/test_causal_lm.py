@@ -35,6 +35,7 @@ def changed(module, before):
 # What trains
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("stage", ["transfer", "next_token"])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("replacement", ATTENTION.names())

@@ -32,6 +32,7 @@ def test_an_untouched_model_passes(family):
     require(results)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 @pytest.mark.parametrize("family", ["gpt2", "phi", "qwen3"])
 def test_every_replacement_passes(family, case):

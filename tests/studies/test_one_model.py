@@ -2,21 +2,22 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-import studies.run.scores as scores
 import studies.steps as steps
 import train
 from data_modules import build_data_module
 from lightning_modules import load_module
 from lightning_modules.callbacks.checkpoint import StepCheckpoint
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from lightning_modules.preflight import PreflightError
 from lightning_modules.training.trainer import evaluate
+from studies import study
 from studies.run.curves import read_curves
 
 TOROIDAL = ("replacement=toroidal", "replacement.transfer_steps=6", "replacement.depth=4")
@@ -184,7 +185,7 @@ def test_what_changes_nothing_changes_nothing(run):
 
 
 def test_the_control_is_another_model_than_the_baseline(run):
-    result = result_of(run("replacement=standard", "replacement.init=random"))
+    result = result_of(run("replacement=standard", "replacement.init=random", "replacement.transfer_steps=0"))
     assert result["metrics"]["swap/loss"] != pytest.approx(result["metrics"]["baseline/loss"], rel=1e-6)
     assert "identity" not in result["preflight"]
 
@@ -241,11 +242,11 @@ def test_a_pipeline_is_recorded_stage_by_stage_and_loaded_as_it_was(run, small, 
     assert all(metrics[name] > 0 for name in errors)
     curves = read_curves(folder)
     assert all(f"train/{name}/loss" in curves or name == "next_token" for name in stages)
-    cfg = plain(train.compose(small()))
+    cfg = read_config(train.compose(small()))
     module = load_module(folder)
-    data = build_data_module(cfg, module.tokenizer)
+    data = build_data_module(cfg.plain, module.tokenizer)
     module.measure(data.token_bytes)
-    assert evaluate(module, data.loader("validation"), cfg["trainer"])["loss"] == metrics["val/loss"]
+    assert evaluate(module, data.loader("validation"), cfg.trainer)["loss"] == metrics["val/loss"]
 
 
 def test_lora_trains_its_additions_and_the_next_stage_what_it_is_for(run):
@@ -260,9 +261,9 @@ def test_lora_trains_its_additions_and_the_next_stage_what_it_is_for(run):
 
 @pytest.mark.parametrize("recovery", ["recovery=[next_token]", "recovery=[transfer,kl]"])
 @pytest.mark.parametrize("override", ["trainer.gradient_checkpointing=true", "trainer.loss_chunk_size=10"])
-def test_what_saves_memory_changes_no_score(run, recovery, override):
+def test_what_saves_memory_changes_no_score(run, run_once, recovery, override):
     own = (*TOROIDAL, recovery, "trainer.max_steps=6", "optimizer.lr=1e-2", "dataset.batch_size=2")
-    plainly, sparingly = result_of(run(*own))["metrics"], result_of(run(*own, override))["metrics"]
+    plainly, sparingly = (result_of(folder)["metrics"] for folder in (run_once(*own), run(*own, override)))
     assert plainly["val/loss"] != pytest.approx(plainly["baseline/loss"], rel=1e-4)  # something was trained
     losses = [name for name in plainly if name.endswith(("/loss", "/accuracy", "/bpb"))]
     assert {name: sparingly[name] for name in losses} == pytest.approx(
@@ -337,11 +338,11 @@ def test_options_that_change_what_is_trained(run, reference, override):
 
 
 @pytest.mark.parametrize("override", ["transfer_lr=1e-2", "transfer_batch_size=1", "transfer_steps=5"])
-def test_options_of_the_transfer(run, finished, override):
+def test_options_of_the_transfer(run, run_once, finished, override):
     transferred = load_file(finished[1] / "checkpoints" / "transfer" / "weights.safetensors")
     folder = run(*TOROIDAL, "trainer.max_steps=0", f"replacement.{override}")
     assert not same(weights_of(folder), transferred)
-    assert same(weights_of(run(*TOROIDAL, "trainer.max_steps=0")), transferred)
+    assert same(weights_of(run_once(*TOROIDAL, "trainer.max_steps=0")), transferred)
 
 
 def test_accumulating_batches_is_a_larger_batch(run):
@@ -467,14 +468,22 @@ def test_a_failed_preflight_ends_the_run(run, monkeypatch, tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """Counts the scores that are computed."""
-    calls, evaluate = [], scores.evaluate
+    calls, evaluate = [], study.evaluate
 
     def spy(*arguments):
         calls.append(arguments)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(scores, "evaluate", spy)
+    monkeypatch.setattr(study, "evaluate", spy)
     return calls
+
+
+@pytest.fixture
+def cache_of_a_run(run_once, tmp_path, tmp_path_factory):
+    """A cache as a run with nothing to train leaves it."""
+    shared = tmp_path_factory.getbasetemp() / "cache_of_a_run"
+    run_once(f"cache_dir={shared}")
+    return shutil.copytree(shared, tmp_path / "cache")
 
 
 def test_a_second_run_does_not_score_the_baseline_again(run, scored, tmp_path):
@@ -489,18 +498,18 @@ def test_a_second_run_does_not_score_the_baseline_again(run, scored, tmp_path):
 
 
 @pytest.mark.parametrize("override", ["dataset.val_size=3", "model.num_layers=3", "model.dtype=bfloat16", "seed=1"])
-def test_another_model_or_other_tokens_are_scored_anew(run, scored, tmp_path, override):
-    cache = f"cache_dir={tmp_path / 'cache'}"
-    run(cache)
-    before = len(scored)
-    run(cache, override)
-    assert len(scored) > before
+def test_another_model_or_other_tokens_are_scored_anew(run, scored, cache_of_a_run, override):
+    run(f"cache_dir={cache_of_a_run}", override)
+    assert scored
 
 
-def test_a_baseline_has_the_losses_by_position_whoever_scored_it_first(run, tmp_path):
-    cache = f"cache_dir={tmp_path / 'cache'}"
-    run(cache)
-    metrics = result_of(run(cache, "dataset.loss_by_position=true"))["metrics"]
+def test_the_same_model_and_tokens_are_not(run, scored, cache_of_a_run):
+    run(f"cache_dir={cache_of_a_run}")
+    assert not scored
+
+
+def test_a_baseline_has_the_losses_by_position_whoever_scored_it_first(run, cache_of_a_run):
+    metrics = result_of(run(f"cache_dir={cache_of_a_run}", "dataset.loss_by_position=true"))["metrics"]
     assert metrics["baseline/loss_positions_0_31"] == pytest.approx(metrics["baseline/loss"])
 
 

@@ -4,9 +4,9 @@ import errno
 import gc
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import data_modules.tensor_files as tensor_files
-import studies.one_model as one_model
 import train
 from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
 from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
+from studies import study
 from studies.run.curves import read_curves
 from studies.run.scores import read_documents
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = (
     "replacement=toroidal",
     "replacement.layers=all",
@@ -72,28 +71,29 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def killed(small_in, cache_dir, tmp_path_factory):
-    """Output folders by study and kills (none: uninterrupted), and the exit codes of their processes."""
-    folder = tmp_path_factory.mktemp("killed")
-    scenarios, places = [], {}
-    for own, kills in ((PATIENT, ()), (STOPPING, ()), *CASES):
-        places[own, kills] = folder / str(len(places))
-        overrides = small_in(places[own, kills], *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
-        scenarios += [{"overrides": overrides, "kill": kill} for kill in (*kills, "never")]
-    (folder / "scenarios.json").write_text(json.dumps(scenarios))
-    driver = [sys.executable, str(Path(__file__).parent / "kill_driver.py"), str(folder / "scenarios.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=240)
-    codes = json.loads(done.stdout)
-    return places, {(own, kills): [codes.pop(0) for _ in (*kills, "never")] for own, kills in places}, done.stderr
+def killed(small_in, cache_dir, ask_fork, tmp_path_factory):
+    """Run a study in processes that are killed, one after the other, until the last one is not.
+
+    Returns the folder of the run, the exit codes of the processes and what the last one printed.
+    """
+
+    @cache
+    def killed(own, kills=()):
+        folder = tmp_path_factory.mktemp("killed")
+        study = small_in(folder, *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
+        ended = [ask_fork(folder, {}, overrides=study, kill=kill) for kill in (*kills, "never")]
+        (run,) = (folder / "runs").iterdir()
+        return run, [process.returncode for process in ended], ended[-1].stderr
+
+    return killed
 
 
 @pytest.mark.parametrize(("own", "kills"), CASES, ids=["steps", "validations", "files", "early stop"])
 def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kills):
-    places, codes, output = killed
-    assert codes[own, kills] == [-signal.SIGKILL] * len(kills) + [0], output
-    (folder,) = (places[own, kills] / "runs").iterdir()
-    (straight,) = (places[own, ()] / "runs").iterdir()
+    folder, codes, printed = killed(own, kills)
+    assert codes == [-signal.SIGKILL] * len(kills) + [0], printed
+    straight, codes, printed = killed(own)
+    assert codes == [0], printed
     assert same(trained(folder), trained(straight))
     mine, theirs = result_of(folder), result_of(straight)
     assert mine["status"] == theirs["status"] == "finished"
@@ -103,10 +103,9 @@ def test_killed_three_times_and_resumed_ends_with_the_same_bits(killed, own, kil
 
 
 def test_the_stopped_run_stopped_early(killed):
-    places, _, _ = killed
-    (folder,) = (places[STOPPING, ()] / "runs").iterdir()
+    folder, _, _ = killed(STOPPING)
     assert 4 < len(read_curves(folder)["train/loss"]) < 8
-    (folder,) = (places[PATIENT, ()] / "runs").iterdir()
+    folder, _, _ = killed(PATIENT)
     assert len(read_curves(folder)["train/loss"]) == 8
 
 
@@ -116,20 +115,20 @@ def test_the_stopped_run_stopped_early(killed):
 @pytest.fixture
 def interrupt(monkeypatch):
     """Send this process signals before a call of a method for which a condition holds; once."""
+    return partial(send_before, monkeypatch)
 
-    def interrupt(numbers, owner, name, condition):
-        original = getattr(owner, name)
 
-        def wrapped(self, *arguments):
-            if condition(self):
-                monkeypatch.setattr(owner, name, original)
-                for number in numbers:
-                    os.kill(os.getpid(), number)
-            return original(self, *arguments)
+def send_before(patch, numbers, owner, name, condition):
+    original = getattr(owner, name)
 
-        monkeypatch.setattr(owner, name, wrapped)
+    def wrapped(self, *arguments):
+        if condition(self):
+            patch.setattr(owner, name, original)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return original(self, *arguments)
 
-    return interrupt
+    patch.setattr(owner, name, wrapped)
 
 
 def at_step(stage, step):
@@ -145,6 +144,7 @@ def only_run(tmp_path):
     return only_run
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("method", "stage", "step"),
@@ -156,7 +156,7 @@ def only_run(tmp_path):
         ("validation_step", "next_token", 8),
     ],
 )
-def test_a_signal_leaves_a_resumable_run(run, only_run, interrupt, number, method, stage, step):
+def test_a_signal_leaves_a_resumable_run(run, run_once, only_run, interrupt, number, method, stage, step):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     interrupt([number], CausalLMModule, method, at_step(stage, step))
     with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
@@ -168,7 +168,7 @@ def test_a_signal_leaves_a_resumable_run(run, only_run, interrupt, number, metho
     assert step - 2 <= checkpoint["global_step"] <= step + 1
     assert run(*STUDY, "resume=auto") == folder
     assert "error" not in result_of(folder)
-    assert same(trained(folder), trained(run(*STUDY)))
+    assert same(trained(folder), trained(run_once(*STUDY)))
 
 
 def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
@@ -184,7 +184,7 @@ def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_run, monkeypatch, number):
-    load = one_model.load_language_model
+    load = study.load_language_model
 
     def load_and_collect(*arguments):
         def callback(phase, information):  # Python ignores what is raised here
@@ -196,7 +196,7 @@ def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_r
         return load(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
-        patch.setattr(one_model, "load_language_model", load_and_collect)
+        patch.setattr(study, "load_language_model", load_and_collect)
         run(*STUDY)
     assert caught.value.code == 128 + number
     assert result_of(only_run())["status"] == "killed"
@@ -212,7 +212,7 @@ def test_a_library_that_makes_a_failure_of_a_signal(run, only_run, monkeypatch):
         except BaseException as error:
             raise RuntimeError("cannot load") from error
 
-    monkeypatch.setattr(one_model, "load_language_model", load)
+    monkeypatch.setattr(study, "load_language_model", load)
     with pytest.raises(Interrupted, match="stopped by SIGTERM: continue with resume=auto"):
         run(*STUDY)
     assert result_of(only_run())["status"] == "killed"
@@ -229,14 +229,29 @@ def test_asked_twice_it_stops_at_once(run, only_run, interrupt):
 # What cannot be resumed
 
 
-def stop(run, interrupt, *overrides, stage="next_token", step=5):
-    interrupt([signal.SIGTERM], CausalLMModule, "training_step", at_step(stage, step))
-    with pytest.raises(Interrupted):
-        run(*STUDY, *overrides)
+@pytest.fixture(scope="module")
+def stopped(small_in, tmp_path_factory):
+    """The output folder of a study that was stopped in its training."""
+
+    @cache
+    def stopped(*own):
+        output_dir = tmp_path_factory.mktemp("stopped")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            send_before(patch, [signal.SIGTERM], CausalLMModule, "training_step", at_step("next_token", 5))
+            train.run(train.compose(small_in(output_dir, *STUDY, *own)))
+        return output_dir
+
+    return stopped
 
 
-def test_a_folder_of_another_config_is_refused(run, only_run, interrupt):
-    stop(run, interrupt)
+@pytest.fixture
+def stop(stopped, tmp_path):
+    """Leave such a study behind in the output folder of the test."""
+    return lambda *own: shutil.copytree(stopped(*own), tmp_path / "outputs")
+
+
+def test_a_folder_of_another_config_is_refused(run, only_run, stop):
+    stop()
     with pytest.raises(UserError) as caught:
         run(*STUDY, f"resume={only_run()}", "seed=3", "replacement.depth=4", "trainer.enable_progress_bar=true")
     message = str(caught.value)
@@ -247,15 +262,15 @@ def test_a_folder_of_another_config_is_refused(run, only_run, interrupt):
     assert result_of(only_run())["status"] == "killed"
 
 
-def test_a_folder_of_this_config_is_resumed(run, only_run, interrupt):
-    stop(run, interrupt)
+def test_a_folder_of_this_config_is_resumed(run, only_run, stop):
+    stop()
     folder = only_run()
     assert run(*STUDY, f"resume={folder}", "trainer.checkpoint_every_n_steps=3") == folder
     assert result_of(folder)["status"] == "finished"
 
 
-def test_auto_starts_anew_where_nothing_is_unfinished(run, interrupt, only_run):
-    stop(run, interrupt)
+def test_auto_starts_anew_where_nothing_is_unfinished(run, stop):
+    stop()
     other = run(*STUDY, "resume=auto", "seed=1")
     assert other != min(other.parent.iterdir(), key=lambda folder: folder.name)
     assert run(*STUDY, "resume=auto", "seed=1") != other
@@ -274,8 +289,8 @@ def flip(file, share=0.5):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another file", "flipped"])
-def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
-    stop(run, interrupt)
+def test_a_damaged_checkpoint(run, only_run, stop, damage):
+    stop()
     file = only_run() / "checkpoints" / "next_token" / "last.ckpt"
     content = file.read_bytes()
     if damage == "another file":
@@ -293,8 +308,8 @@ def test_a_damaged_checkpoint(run, only_run, interrupt, damage):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "other parameters"])
-def test_damaged_weights_of_a_stage_that_was_finished(run, only_run, interrupt, damage):
-    stop(run, interrupt)
+def test_damaged_weights_of_a_stage_that_was_finished(run, only_run, stop, damage):
+    stop()
     file = only_run() / "checkpoints" / "transfer" / "weights.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-10])
@@ -312,20 +327,22 @@ DAMAGED = ("", "[]", '{"baseline/": [[1, 2', '{"baseline/": [[1.5, 2]], "sha256"
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=["empty", "a list", "cut", "changed", "no UTF-8"])
-def test_damaged_documents_samples_and_curves_are_written_anew(run, only_run, interrupt, content):
-    stop(run, interrupt, "samples.max_new_tokens=2")
+def test_damaged_documents_samples_and_curves_are_written_anew(run, run_once, only_run, stop, content):
+    stop("samples.max_new_tokens=2")
     for name in ("documents.json", "samples.json", "curves.jsonl"):
         (only_run() / name).write_text(content + "\n", errors="surrogateescape")
-    assert run(*STUDY, "samples.max_new_tokens=2", "resume=auto") == only_run()
-    straight = run(*STUDY, "samples.max_new_tokens=2")
-    (folder,) = [folder for folder in straight.parent.iterdir() if folder != straight]
+    folder, straight = (
+        run(*STUDY, "samples.max_new_tokens=2", "resume=auto"),
+        run_once(*STUDY, "samples.max_new_tokens=2"),
+    )
+    assert folder == only_run()
     assert read_documents(folder, "baseline/") == read_documents(straight, "baseline/")
     assert result_of(folder)["metrics"]["val/ppl_ratio_low"] == result_of(straight)["metrics"]["val/ppl_ratio_low"]
     assert (folder / "samples.json").read_text() == (straight / "samples.json").read_text()
 
 
-def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run):
-    folder = run()
+def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run_once, tmp_path):
+    folder = shutil.copytree(run_once(), tmp_path / "run")
     file = folder / "documents.json"
     file.write_text(file.read_text().replace("1", "2", 1))
     with pytest.raises(UserError, match=f"documents.json is damaged .*checksum.*remove {folder}"):
@@ -336,7 +353,7 @@ def test_documents_of_which_a_digit_was_changed_compare_with_nothing(run):
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "weights"])
-def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
+def test_a_full_disk_loses_nothing(run, run_once, only_run, monkeypatch, where):
     full = OSError(errno.ENOSPC, "No space left on device")
     if where == "checkpoint":
         save, owner, name = Trainer.save_checkpoint, Trainer, "save_checkpoint"
@@ -364,7 +381,7 @@ def test_a_full_disk_loses_nothing(run, only_run, monkeypatch, where):
     checkpoint = torch.load(folder / "checkpoints" / "next_token" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == (2 if where == "checkpoint" else 6)
     assert run(*STUDY, "replacement.transfer_steps=0", "resume=auto") == folder
-    assert same(trained(folder), trained(run(*STUDY, "replacement.transfer_steps=0")))
+    assert same(trained(folder), trained(run_once(*STUDY, "replacement.transfer_steps=0")))
 
 
 def test_checkpoints_are_small_and_plain(run, monkeypatch):

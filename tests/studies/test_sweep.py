@@ -124,7 +124,7 @@ def test_runs_that_did_not_finish_are_told(runs, tmp_path):
 def test_the_last_loss_of_a_failed_run_does_not_count(runs, tmp_path):
     failed = {**result("mlp", 1e-3, 2, 0.5), "status": "failed"}  # it had been scored before it failed
     best = group([*runs, (tmp_path, failed)])[0]
-    assert best.metric("val/loss") == [1.7, 1.8] and best.others == ["failed"]
+    assert best.metric("val/loss") == [1.7, 1.8] and best.unfinished == ["failed"]
     (only,) = group([(tmp_path, failed)])
     assert only.mean("val/loss") is None
 
@@ -140,6 +140,7 @@ def test_of_equal_configs_the_newest_is_taken(runs):
     assert newest([runs[0], (folder / "old", content), runs[1]]) == runs[:2]
 
 
+@pytest.mark.drawn
 def test_a_summary_is_written(runs, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     (sweep / "jobs").mkdir(parents=True)
@@ -162,23 +163,9 @@ def test_a_summary_is_written(runs, tmp_path, capsys):
     assert "untouched random on" in printed and printed.rstrip().endswith(str(sweep))
 
 
-def test_a_sweep_ends_with_its_summary(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("GRAFTLAB_CACHE", str(tmp_path / "cache"))
-    small = [
-        "model=random",
-        "dataset.block_size=16",
-        "dataset.val_size=2",
-        "dataset.test_size=2",
-        "trainer.max_steps=1",
-    ]
-    output = [
-        "tracking=none",
-        f"output_dir={tmp_path}",
-        "samples.max_new_tokens=0",
-        "trainer.enable_progress_bar=false",
-    ]
-    launch(train.job, "config", ["-m", "placement=attention,feed_forward", "placement.rank=4", *small, *output])
-    (sweep,) = (tmp_path / "sweeps").iterdir()
+def test_a_sweep_ends_with_its_summary(small, tmp_path, capsys):
+    launch(train.job, "config", ["-m", *small("placement=attention,feed_forward", "placement.rank=4")])
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     paths = sweep_runs(sweep)
     assert [read_result(path)["config"]["placement"]["name"] for path in paths] == ["attention", "feed_forward"]
     lines = json.loads((sweep / "summary.json").read_text())["the sweep, by validation loss"]

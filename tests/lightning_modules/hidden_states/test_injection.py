@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from tests.rules import language_model, logits, tokens
@@ -13,9 +14,10 @@ LAYERS = 3
 
 def states_at(model, layer, text):
     path, side = block_entry(model, layer)
-    return getattr(record_calls(model, [path], text)[path], side)
+    return getattr(record_calls(model, [path], ModelInput(text))[path], side)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_a_models_own_states_give_its_own_logits_bit_for_bit(family, layer):

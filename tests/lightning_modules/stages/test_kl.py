@@ -43,6 +43,7 @@ def learn(model, stage, text, steps=15, lr=1e-2):
     return losses
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 @pytest.mark.parametrize("chunk", [None, 5])
@@ -97,6 +98,7 @@ def test_exactly_what_should_train_does(train, family, begin):
     assert all(parameter.grad is None for parameter in stage.workspace.original.parameters())
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("train", ["replaced", "model"])
 def test_it_learns_the_teachers_distributions(train, family, begin):

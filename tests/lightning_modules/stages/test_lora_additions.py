@@ -88,6 +88,7 @@ def test_exactly_the_additions_to_the_roles_train(roles, family, begin):
     assert all(parameter.grad.abs().max() > 0 for parameter in parameters.values())
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(
     ("layers", "expected"), [("replaced", [1, 2]), ("all", [0, 1, 2, 3]), ("last:1", [3]), ([0, 3], [0, 3]), (-1, [3])]
@@ -118,6 +119,7 @@ def test_a_step_changes_the_additions_and_nothing_else(
     assert changed == set(stage.parameters(module.model))
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize("objective", ["next_token", "kl"])
 def test_it_learns(objective, family, begin):
@@ -148,6 +150,7 @@ def test_a_role_that_the_family_does_not_have_is_an_error(begin):
 # What is added
 
 
+@pytest.mark.each_value
 @each_family
 @pytest.mark.parametrize(("rank", "alpha"), [(1, 16.0), (4, 2.0), (8, 16.0)])
 def test_what_is_added_is_alpha_over_rank_times_the_product(rank, alpha, family, begin):

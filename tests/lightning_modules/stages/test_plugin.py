@@ -10,7 +10,7 @@ from annotated_types import Gt
 
 from lightning_modules.training.objectives import EndToEnd
 from lightning_modules.stages import STAGES, Loss, Workspace
-from lightning_modules.surgery import attention_parameters
+from lightning_modules.surgery.trained_parameters import attention_parameters
 
 
 @STAGES.register("outputs_only")
@@ -46,19 +46,19 @@ class OutputsOnly:
 '''
 
 
-def test_a_stage_of_a_plugin_gets_its_option_from_its_signature(command, small_in, tmp_path):
+def test_a_stage_of_a_plugin_gets_its_option_from_its_signature(forked, small_in, tmp_path):
     (tmp_path / "my_stage.py").write_text(STAGE)
     overrides = small_in(
         tmp_path / "outputs", "plugins=[my_stage]", "replacement=toroidal", "recovery=[outputs_only,next_token]",
         "replacement.transfer_steps=0", "recovery.outputs_only.scale=3.0", "recovery.outputs_only.steps=2",
     )  # fmt: skip
-    done = command("train.py", *overrides, PYTHONPATH=str(tmp_path))
+    done = forked("train.py", *overrides, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "outputs" / "runs").glob("*/result.json")
     result = json.loads(file.read_text())
     assert list(result["stages"]["outputs_only"]["trained"]) == ["model.layers.0.self_attn.o_proj.weight"]
     assert result["stages"]["outputs_only"]["steps"] == 2
     assert result["config"]["recovery"]["outputs_only"]["scale"] == 3.0
-    wrong = command("train.py", *overrides, "recovery.outputs_only.scale=-1", PYTHONPATH=str(tmp_path))
+    wrong = forked("train.py", *overrides, "recovery.outputs_only.scale=-1", PYTHONPATH=str(tmp_path))
     assert wrong.returncode == 2
     assert "scale=-1" in wrong.stderr

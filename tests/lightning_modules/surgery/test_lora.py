@@ -7,6 +7,7 @@ from peft import PeftModel
 
 import score
 import train
+from data_modules.batches import ModelInput
 from lightning_modules import load_module
 from lightning_modules.surgery.lora import lora_parameters, merge, place_lora, plain_weights
 from lightning_modules.surgery.peft_folder import load_lora_folder, save_lora_folder
@@ -46,7 +47,7 @@ def batches():
 
 def mean_loss(model, batch):
     ids = batch["input_ids"]
-    return next_token_nll(model, ids, ids) / ids[:, 1:].numel()
+    return next_token_nll(model, ModelInput(ids), ids) / ids[:, 1:].numel()
 
 
 def put(model, name="hybrid", variant="lora", init="kaiming", **options):
@@ -75,6 +76,7 @@ def text_of(model):
 # At step 0
 
 
+@pytest.mark.each_value
 @each_family
 @each_variant
 def test_at_step_0_every_placement_changes_nothing(variant, family):
@@ -86,6 +88,7 @@ def test_at_step_0_every_placement_changes_nothing(variant, family):
         assert difference(logits(model, text_of(model)), before) < 1e-5, name
 
 
+@pytest.mark.each_value("family", "init")
 @pytest.mark.parametrize(("family", "init"), STARTS)
 def test_at_step_0_every_start_changes_nothing(family, init):
     plain = language_model(family)
@@ -149,6 +152,7 @@ def test_the_scaling(variant, scaling):
 # The original
 
 
+@pytest.mark.each_value("family", "init")
 @pytest.mark.parametrize(("family", "init"), BOTH)
 def test_the_original_stays_as_it_is(family, init):
     model = language_model(family)
@@ -167,14 +171,14 @@ def test_the_original_stays_as_it_is(family, init):
 @each_init
 def test_the_original_of_a_study_stays_as_it_is(init, small):
     from data_modules import build_data_module
+    from lightning_modules.config import read_config
     from lightning_modules.load import load_language_model, operate
-    from lightning_modules.options import model_loader, plain
 
-    cfg = plain(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
-    source = model_loader(cfg)
-    module = load_language_model(cfg, source, source.tokenizer())
+    cfg = read_config(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
+    loader = cfg.model_loader()
+    module = load_language_model(cfg, loader, loader.tokenizer())
     before = logits(module.original, text_of(module.model))
-    operate(module, cfg, build_data_module(cfg, module.tokenizer))
+    operate(module, cfg, build_data_module(cfg.plain, module.tokenizer))
     assert difference(logits(module.model, text_of(module.model)), before) < 1e-5
     learn(module.model)
     assert logits(module.original, text_of(module.model)).equal(before)
@@ -231,6 +235,7 @@ def test_steps_change_the_additions_and_nothing_else(init, make_module, make_sta
 # Adapters
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("family", "init"), BOTH)
 @each_variant
 def test_a_saved_adapter_is_loaded_by_peft(variant, family, init, tmp_path):
@@ -330,6 +335,7 @@ def test_modules_with_cores_keep_their_cores(make_module, tmp_path):
 # What was once wrong
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("init", ["kaiming", *CHANGES_WEIGHTS])
 @pytest.mark.parametrize("training", [["replacement=toroidal", "replacement.transfer_steps=2"], ["model.freeze=false"]])
 def test_a_run_that_trains_the_weights_below_the_additions_is_loaded_as_it_was(run, init, training):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.two_models.continuation import Continuation
@@ -35,6 +36,7 @@ def without_cache(model, layer, states, new, first):
         return model(input_ids=torch.zeros(whole.shape[:2], dtype=torch.long), use_cache=False).logits[0, length - 1 :]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 @pytest.mark.parametrize("first", [None, 3])
@@ -59,7 +61,7 @@ def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
     model = language_model(family, num_layers=LAYERS)
     prompt = tokens(model, 1, PROMPT)
     path, _ = block_entry(model, 0)
-    states = record_calls(model, [path], prompt)[path].input
+    states = record_calls(model, [path], ModelInput(prompt))[path].input
     with torch.no_grad():
         writer, text = Continuation(model, 0), prompt
         token = writer.begin(states, torch.ones_like(prompt)).argmax(-1)
@@ -70,6 +72,7 @@ def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
             token = writer.step(token[:, None]).argmax(-1)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_many_tokens_at_once_are_read_as_one_by_one(family, layer):

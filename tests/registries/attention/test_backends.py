@@ -60,6 +60,7 @@ def masks(queries, keys, start):
     return {"none": None, "padded": padded, "shared": causal[None, None], "any order": anything}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mask", ["none", "padded", "shared", "any order"])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("bias", BIASES)
@@ -83,6 +84,7 @@ def test_sdpa_agrees_with_the_reference(bias, place, mask):
         torch.testing.assert_close(results[backend], results["reference"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("mask", ["none", "padded", "any order"])
 @pytest.mark.parametrize("place", ["odd", "cached", "cached, old keys dropped", "one query"])

@@ -8,8 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lightning_modules.surgery.attention_host import host
 from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import ATTENTION
-from registries.architectures import architecture_of
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape, architecture_of
 from tests import rules
 from tests.rules import ALLOWED, MASK_FORMS, MODELS_UNDER_TEST
 
@@ -18,6 +17,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_model = pytest.mark.parametrize("name", MODELS_UNDER_TEST)
 
 
+@pytest.mark.each_value
 @each_model
 @each_case
 def test_a_token_changes_nothing_before_it(name, case):
@@ -28,18 +28,21 @@ def test_a_token_changes_nothing_before_it(name, case):
         assert after > 100 * ALLOWED, form
 
 
+@pytest.mark.each_value
 @each_model
 @each_case
 def test_padding_changes_no_real_token(name, case):
     assert rules.padding_influence(rules.operated_model(name, case)) <= ALLOWED
 
 
+@pytest.mark.each_value
 @each_model
 @each_case
 def test_the_beginning_of_a_text_does_not_depend_on_its_length(name, case):
     assert rules.prefix_difference(rules.operated_model(name, case)) <= ALLOWED
 
 
+@pytest.mark.each_value
 @each_model
 @each_case
 def test_decoding_from_a_cache_equals_the_full_pass(name, case):
@@ -53,6 +56,7 @@ SHAPE = AttentionShape(num_heads=4, num_kv_heads=2, head_width=16, rotary_width=
 CLAIMS = [case for case in CASES if ATTENTION.build(case.name, shape=SHAPE, **case.options).keeps_function]
 
 
+@pytest.mark.each_value
 @each_model
 @pytest.mark.parametrize("case", CLAIMS, ids=str)
 def test_what_claims_to_change_nothing_changes_nothing(name, case):

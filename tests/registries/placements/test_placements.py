@@ -179,6 +179,7 @@ def test_suffixes_match_whole_parts_of_names():
 # Budgets
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [*ROLES, "hybrid", "suffix"])
 @given(data=st.data())

@@ -1,14 +1,14 @@
 """Generated command lines: whatever stands anywhere is a config, or errors for the user; no weights are read for it."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registries.models.converted import ConvertedModel
 from registries.models.pretrained import PretrainedModel
+from registries.option import CONF
 from registries.registry import UserError
 from studies.config.command_line import check_command_line
-from studies.config.plugin_options import CONF
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
@@ -83,7 +83,11 @@ def require_config_or_errors(lines, multirun, config_name):
         assert handed.devices >= 1
 
 
-@given(LINES, st.booleans(), st.sampled_from(["config", "config", "score"]))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_command_line_is_a_config_or_errors_for_the_user(no_weights, lines, multirun, config_name):
-    require_config_or_errors(lines, multirun, config_name)
+@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.full_product)])
+def test_any_command_line_is_a_config_or_errors_for_the_user(no_weights, examples):
+    @given(LINES, st.booleans(), st.sampled_from(["config", "config", "score"]))
+    @settings(max_examples=examples, deadline=None)
+    def test(lines, multirun, config_name):
+        require_config_or_errors(lines, multirun, config_name)
+
+    test()

@@ -104,9 +104,9 @@ def plugin(tmp_path):
     return str(folder)
 
 
-def test_components_of_a_plugin_work_from_the_command_line(command, plugin, small, tmp_path):
+def test_components_of_a_plugin_work_from_the_command_line(forked, plugin, small, tmp_path):
     own = ["plugins=[my_components]", "replacement=my_core,x", "replacement.factor=0.25,0.75", "trainer.max_steps=0"]
-    done = command("train.py", *small(*own, "replacement.transfer_steps=0"), "-m", PYTHONPATH=plugin)
+    done = forked("train.py", *small(*own, "replacement.transfer_steps=0"), "-m", PYTHONPATH=plugin)
     assert done.returncode == 0, done.stderr
     results = [json.loads(file.read_text()) for file in (tmp_path / "outputs" / "runs").glob("*/result.json")]
     done = {(r["config"]["replacement"]["name"], r["config"]["replacement"]["factor"]): r for r in results}
@@ -116,17 +116,17 @@ def test_components_of_a_plugin_work_from_the_command_line(command, plugin, smal
     assert losses["my_core", 0.25] == losses["x", 0.25] != losses["x", 0.75] == losses["my_core", 0.75]
 
 
-def test_options_of_a_plugin_are_checked(command, plugin):
+def test_options_of_a_plugin_are_checked(forked, plugin):
     base = ["model=random", "plugins=[my_components]", "replacement=my_core"]
-    done = command("train.py", *base, "replacement.factr=1", "replacement.factor=much", PYTHONPATH=plugin)
+    done = forked("train.py", *base, "replacement.factr=1", "replacement.factor=much", PYTHONPATH=plugin)
     assert done.returncode == 2
     assert "'replacement.factor'" in done.stderr
     assert "factor='much'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_config_of_a_plugin_is_shown(command, plugin):
-    done = command("train.py", "plugins=[my_components]", "replacement=x", "--cfg", "job", PYTHONPATH=plugin)
+def test_the_config_of_a_plugin_is_shown(forked, plugin):
+    done = forked("train.py", "plugins=[my_components]", "replacement=x", "--cfg", "job", PYTHONPATH=plugin)
     assert done.returncode == 0, done.stderr
     assert "factor: 0.25" in done.stdout
 

@@ -1,11 +1,19 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from studies.run.code_version import COMPONENTS, ROOT, _meaning, model_code, plugin_files, run_code
+from studies.config.groups import OPERATIONS
+from studies.run.code_version import ROOT, _meaning, model_code, plugin_files, run_code
 
-PLAIN = {"plugins": [], **{group: {"name": "none"} for group in COMPONENTS}}
-REPLACED = {**PLAIN, "replacement": {"name": "window"}}
+
+def config(**parts):
+    """What of a config decides the code: plugins, and what is done to the model."""
+    return SimpleNamespace(**{"plugins": [], **dict.fromkeys(OPERATIONS), **parts})
+
+
+PLAIN = config()
+REPLACED = config(replacement=SimpleNamespace(name="window"))
 
 
 @pytest.fixture
@@ -41,9 +49,13 @@ def append(file, text):
     ],
 )
 def test_code_counts_for_what_it_computes(project, file, of_models, of_runs):
-    before = model_code(PLAIN, project), run_code(REPLACED, project)
+    before = model_code(PLAIN), run_code(REPLACED)
     append(project / file, "ADDED = 1")
     assert (model_code(PLAIN, project) != before[0], run_code(REPLACED, project) != before[1]) == (of_models, of_runs)
+
+
+def test_a_copy_of_the_code_counts_as_the_code(project):
+    assert (model_code(PLAIN, project), run_code(REPLACED, project)) == (model_code(PLAIN), run_code(REPLACED))
 
 
 def test_words_about_the_code_do_not_count(project):
@@ -60,7 +72,7 @@ def test_what_a_plugin_imports_of_its_own_counts(tmp_path, monkeypatch):
     (tmp_path / "a_helper.py").write_text("width = 1\n")
     (tmp_path / "stranger.py").write_text("width = 2\n")
     assert {file.name for file in plugin_files(["a_core"])} == {"a_core.py", "a_helper.py"}
-    cfg = {**PLAIN, "plugins": ["a_core"]}
+    cfg = config(plugins=["a_core"])
     before = model_code(cfg)
     assert before != model_code(PLAIN)
     append(tmp_path / "a_helper.py", "width = 3")

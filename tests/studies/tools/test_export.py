@@ -27,6 +27,7 @@ def test_the_dtype_can_be_chosen(run, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="auto").dtype == torch.float16
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi", "gemma3"])
 @pytest.mark.parametrize("recovery", ["[transfer]", "[transfer,lora]", "[lora,next_token]"])
 def test_a_model_after_surgery_comes_back_bit_for_bit(family, recovery, run, tmp_path):

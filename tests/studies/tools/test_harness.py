@@ -1,8 +1,11 @@
 import json
 from pathlib import Path
 
+import lm_eval.evaluator
+import lm_eval.tasks
 import pytest
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._index import TaskIndex
 from tokenizers.processors import TemplateProcessing
 
 from lightning_modules.causal_lm import CausalLMModule
@@ -29,6 +32,23 @@ metric_list:
     higher_is_better: true
 """
 ROWS = [{"question": f"Question {n}:", "choices": [" one", " other"], "label": n % 2} for n in range(6)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_harness():
+    """Of its 14,000 files of tasks, the harness reads those of one folder; and it starts no programs to tell where it
+    runs."""
+    build, library = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+
+    def build_fewer(paths):
+        first, *others = paths
+        assert first == library
+        return build([library / "arc", *others])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(build_fewer))
+        patch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
+        yield
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def test_the_rank_correlation_is_spearmans():
     assert rank_correlation({layer: -effect for layer, effect in effects.items()}, effects) == pytest.approx(-1)
 
 
+@pytest.mark.drawn
 def test_the_command_prints_and_plots(outputs, capsys):
     main(str(outputs / "figure.png"), str(outputs))
     assert "gradient" in (printed := capsys.readouterr().out) and "+1.00" in printed

@@ -1,18 +1,11 @@
-"""Run studies one after the other, each in a fork of this process that ends itself at a given moment.
+"""Moments of a study at which its process ends itself, as with SIGKILL: `KILLS[moment]()` makes it so."""
 
-python kill_driver.py scenarios.json, where the file holds [{"overrides": [...], "kill": "..."}, ...]; prints the exit
-codes as a JSON list. The libraries are imported once; nothing runs before a fork.
-"""
-
-import json
 import os
 import signal
-import sys
 
 import torch
 
 import studies.stage_training as stage_training
-import train
 from lightning_modules.callbacks import checkpoint
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.stages.next_token import NextToken
@@ -67,24 +60,3 @@ def is_transfer(scores, record, prefix):
 
 def is_final(scores, record, prefix):
     return prefix == "val/"
-
-
-def in_fork(overrides, kill):
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(2, 1)
-            KILLS[kill]()
-            train.run(train.compose(overrides))
-            os._exit(0)
-        finally:  # of whatever went wrong
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with open(sys.argv[1]) as file:
-        scenarios = json.load(file)
-    print(json.dumps([in_fork(scenario["overrides"], scenario["kill"]) for scenario in scenarios]))

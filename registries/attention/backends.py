@@ -1,13 +1,14 @@
 """Softmax attention over depth slices with a score bias, computed in three ways that agree.
 
 All ways work on flattened slices: a sequence of N positions with D slices each is an axis of N * D entries (entry
-n * D + k is slice k of position n). `reference` is the definition; `sdpa` needs memory that grows with N * D only;
-`flex` is compiled for CUDA.
+n * D + k is slice k of position n). `reference` is the definition; the memory of `sdpa` grows with N * D only; `flex`
+is compiled for CUDA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -28,35 +29,40 @@ def no_bias(offsets: Tensor) -> Tensor:
 
 
 # The fastest of several values on a CPU with AVX-512, by benchmarks/attention_cost.py: more rows waste work on keys
-# that lie after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex):
-# zero channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
+# after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex): zero
+# channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
 CHUNK_ROWS = 384
 MIN_WIDTH = 16
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How slices of queries and keys are compared.
+
+    Args:
+        mask: None for causal; else boolean (batch, 1, queries, keys) over positions.
+        bias: see `ScoreBias`.
+        scaling: factor on the dot products of two slices.
+        query_start, key_start: positions of the first query and of the first key.
+        depth: slices of a position.
+    """
+
+    mask: Tensor | None
+    bias: ScoreBias
+    scaling: float
+    query_start: int
+    key_start: int
+    depth: int = 1
+
+
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Tensor | None,
-    bias: ScoreBias,
-    scaling: float,
-    depth: int,
-    query_start: int,
-    key_start: int,
-    dropout: float = 0.0,
-    backend: Backend = "auto",
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, dropout: float = 0.0, backend: Backend = "auto"
 ) -> Tensor:
     """Attention of every slice of a query position over every slice of the positions it may see.
 
     Args:
         query: (batch, heads, queries * depth, slice width).
         key, value: (batch, key/value heads, keys * depth, slice width).
-        mask: None for causal; else boolean (batch, 1, queries, keys) over positions.
-        bias: see `ScoreBias`.
-        scaling: factor on the dot products of two slices.
-        query_start, key_start: positions of the first query and of the first key.
         dropout: probability of dropping an attention weight.
 
     Returns:
@@ -71,56 +77,50 @@ def attend(
     width = query.shape[-1]
     if backend != "reference" and width < MIN_WIDTH:
         query, key, value = (pad(tensor, (0, MIN_WIDTH - width)) for tensor in (query, key, value))
-    return run(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout)[..., :width]
+    return run(query, key, value, scoring, dropout)[..., :width]
 
 
-def position_weights(
-    query: Tensor,
-    key: Tensor,
-    *,
-    mask: Tensor | None,
-    bias: ScoreBias,
-    scaling: float,
-    depth: int,
-    query_start: int,
-    key_start: int,
-) -> Tensor:
+def position_weights(query: Tensor, key: Tensor, scoring: Scoring) -> Tensor:
     """Attention weights of positions, (batch, heads, queries, keys); arguments as `attend`.
 
     The weights of two positions are summed over the key slices and averaged over the query slices, so rows sum to 1.
     """
     groups = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
-    weights = _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start)
+    depth = scoring.depth
+    weights = _slice_weights(query, key, scoring)
     return weights.unflatten(-1, (-1, depth)).sum(-1).unflatten(-2, (-1, depth)).mean(-2)
 
 
-def _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start):
-    shape = query.shape[2] // depth, key.shape[2] // depth, query_start - key_start
+def _slice_weights(query: Tensor, key: Tensor, scoring: Scoring) -> Tensor:
+    mask, depth = scoring.mask, scoring.depth
+    shape = query.shape[2] // depth, key.shape[2] // depth, scoring.query_start - scoring.key_start
     causal = _offsets(*shape, query.device) >= 0
     allowed = _spread(causal[None, None] if mask is None else mask, depth)
-    scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, *shape, query.device)
+    scores = query.float() @ key.float().transpose(-1, -2) * scoring.scaling
+    scores = scores + _spread_bias(scoring.bias, *shape, query.device)
     # The lowest finite number instead of -inf: a padding query that may see nothing gets an average, not NaN.
     return scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
 
 
-def _reference(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
-    weights = _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_start)
+def _reference(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, dropout: float) -> Tensor:
+    weights = _slice_weights(query, key, scoring)
     return torch.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
 
 
-def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+def _chunked_sdpa(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, dropout: float) -> Tensor:
+    mask, bias, depth, shift = scoring.mask, scoring.bias, scoring.depth, scoring.query_start - scoring.key_start
     queries, chunk = query.shape[2] // depth, _chunk(depth)
     chunks = []
     for start in range(0, queries, chunk):
         stop = min(start + chunk, queries)
         if mask is None:
-            end = query_start + stop - key_start  # no key lies after the chunk's last query
+            end = stop + shift  # no key lies after the chunk's last query
             chunk_bias = _causal_bias(bias, stop - start, end, query.device, query.dtype)
         else:
             chunk_mask = mask[:, :, start:stop]
             end = _visible_end(chunk_mask)
-            chunk_bias = _spread_bias(bias, stop - start, end, query_start + start - key_start, query.device)
+            chunk_bias = _spread_bias(bias, stop - start, end, start + shift, query.device)
             chunk_bias = chunk_bias.masked_fill(~_spread(chunk_mask[..., :end], depth), -torch.inf)
             chunk_bias = chunk_bias.to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
         chunks.append(
@@ -130,20 +130,20 @@ def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, ke
                 value[:, :, : end * depth],
                 attn_mask=chunk_bias,
                 dropout_p=dropout,
-                scale=scaling,
+                scale=scoring.scaling,
             )
         )
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
 
 
-def _flex(query, key, value, mask, bias, scaling, depth, query_start, key_start, dropout):
+def _flex(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, dropout: float) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask
 
     if dropout:
         raise ValueError("backend 'flex' cannot drop attention weights; use backend='sdpa' or dropout=0")
+    mask, depth, shift = scoring.mask, scoring.depth, scoring.query_start - scoring.key_start
     queries, keys = query.shape[2] // depth, key.shape[2] // depth
-    shift = query_start - key_start
-    table = bias(torch.arange(shift - keys + 1, shift + queries, device=query.device)).to(query.dtype)
+    table = scoring.bias(torch.arange(shift - keys + 1, shift + queries, device=query.device)).to(query.dtype)
 
     def score(value, batch, head, query_entry, key_entry):
         row = query_entry // depth - key_entry // depth + keys - 1
@@ -158,7 +158,7 @@ def _flex(query, key, value, mask, bias, scaling, depth, query_start, key_start,
         visible, None if mask is None else mask.shape[0], None, queries * depth, keys * depth, device=query.device
     )
     run = _compiled_flex_attention() if query.is_cuda else _flex_attention()
-    return run(query, key, value, score_mod=score, block_mask=blocks, scale=scaling)
+    return run(query, key, value, score_mod=score, block_mask=blocks, scale=scoring.scaling)
 
 
 def _flex_attention():
@@ -178,7 +178,7 @@ def _chunk(depth: int) -> int:
 
 
 def _offsets(queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
-    """(queries, keys): query position minus key position; the first query lies `shift` after the first key."""
+    """(queries, keys): query position minus key position, where the first query lies `shift` after the first key."""
     return torch.arange(queries, device=device)[:, None] + shift - torch.arange(keys, device=device)[None, :]
 
 

@@ -5,7 +5,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
-from registries.attention.backends import no_bias, position_weights
+from registries.attention.backends import Scoring, no_bias, position_weights
 
 
 @ATTENTION.register("standard")
@@ -30,5 +30,4 @@ class StandardAttention(nn.Module):
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
         """Attention weights, (batch, heads, queries, keys)."""
-        starts = {"query_start": query_start, "key_start": key_start}
-        return position_weights(query, key, mask=mask, bias=no_bias, scaling=scaling, depth=1, **starts)
+        return position_weights(query, key, Scoring(mask, no_bias, scaling, query_start, key_start))

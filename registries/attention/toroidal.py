@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
-from registries.attention.backends import Backend, attend, position_weights
+from registries.attention.backends import Backend, Scoring, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
 
 Frequencies = Literal["interleaved", "neighbouring"]
@@ -125,7 +125,7 @@ class ToroidalAttention(nn.Module):
         output = attend(
             *self._query_key(query, key, query_start, key_start),
             value.unflatten(-1, (self.depth, -1)).flatten(2, 3),
-            **self._scores(mask, scaling, query_start, key_start),
+            self._scoring(mask, scaling, query_start, key_start),
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
@@ -133,20 +133,12 @@ class ToroidalAttention(nn.Module):
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
         """Attention weights of positions, (batch, heads, queries, keys)."""
-        return position_weights(
-            *self._query_key(query, key, query_start, key_start),
-            **self._scores(mask, scaling, query_start, key_start),
-        )
+        scoring = self._scoring(mask, scaling, query_start, key_start)
+        return position_weights(*self._query_key(query, key, query_start, key_start), scoring)
 
-    def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
-        return {
-            "mask": mask,
-            "bias": self.score_bias,
-            "scaling": scaling * math.sqrt(self.depth),  # a slice has 1 / depth of the head's channels
-            "depth": self.depth,
-            "query_start": query_start,
-            "key_start": key_start,
-        }
+    def _scoring(self, mask: Tensor | None, scaling: float, query_start: int, key_start: int) -> Scoring:
+        slice_scaling = scaling * math.sqrt(self.depth)  # a slice has 1 / depth of the head's channels
+        return Scoring(mask, self.score_bias, slice_scaling, query_start, key_start, self.depth)
 
     def _query_key(self, query: Tensor, key: Tensor, query_start: int, key_start: int) -> tuple[Tensor, Tensor]:
         query, key = self._slices(query, query_start), self._slices(key, key_start)

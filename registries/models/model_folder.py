@@ -1,4 +1,4 @@
-"""What is wrong with a path to a model, and with the folder and the config that lie there."""
+"""Checks of a path to a model, and of the folder and the config there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from registries.registry import is_there
 
-# What computes attention, beside what transformers brings itself -> the package that it needs.
+# Implementation of attention that transformers does not bring itself -> the package that it needs.
 _ATTENTION_PACKAGES = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
@@ -20,9 +20,9 @@ _ATTENTION = ("eager", "sdpa", "flex_attention", *_ATTENTION_PACKAGES)
 
 
 def path_errors(path: str | None, key: str = "model.path") -> list[str]:
-    """What is wrong with the model that a key of the config names.
+    """Messages about a path that is no hub model's name, or leads to no folder of a model that can be loaded.
 
-    A local folder may be no model's, have no weights in it, or a config that cannot be followed.
+    `key` is the config key that messages name.
     """
     if path is None:
         return []
@@ -30,10 +30,11 @@ def path_errors(path: str | None, key: str = "model.path") -> list[str]:
         return _name_errors(path, key)
     if not is_there(path, folder=True):
         return [f"{key}={path}: there is no such folder"]
-    return [f"{key}={path}: {reason}" for reason in folder_errors(Path(path).expanduser())]
+    return [f"{key}={path}: {message}" for message in folder_errors(Path(path).expanduser())]
 
 
 def folder_errors(folder: Path) -> list[str]:
+    """Messages about a folder without a config or weights, or with a config that is not followed."""
     if (folder / "surgery.json").is_file():
         return [
             "the folder holds an exported model after surgery, which would be lost: load it from Python with "
@@ -55,21 +56,21 @@ def folder_errors(folder: Path) -> list[str]:
 
 
 def model_config_errors(config: Mapping[str, Any]) -> list[str]:
-    """Why a model with this `config.json` is not loaded, one line for each reason."""
+    """The reasons for which a model with this `config.json` is not loaded, one line each."""
     errors = []
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
+    for section in (config, config.get("text_config")):
+        if not isinstance(section, Mapping):
             continue
-        quantised = part.get("quantization_config") or part.get("compression_config")
+        quantised = section.get("quantization_config") or section.get("compression_config")
         if quantised:
             method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
             errors.append(
                 f"its weights are quantised (quant_method {method!r}), and surgery and training need plain numbers: "
                 "give the model that it was made from, or save it after model.dequantize()"
             )
-        if part.get("return_dict") is False or part.get("use_return_dict") is False:
+        if section.get("return_dict") is False or section.get("use_return_dict") is False:
             errors.append("its config.json says return_dict: false, but outputs are read by name: remove the key")
-        errors += _attention_errors(part)
+        errors += _attention_errors(section)
     return list(dict.fromkeys(errors))
 
 
@@ -90,12 +91,12 @@ def _attention_errors(config: Mapping[str, Any]) -> list[str]:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it is a part of
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def _name_errors(path: str, key: str) -> list[str]:
-    """What is wrong with the name of a hub model."""
+    """A message about a path that is no valid name of a hub model."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -117,10 +118,10 @@ def _is_json_object(file: Path) -> bool:
 
 
 def is_local(path: str) -> bool:
-    """A hub id is `name` or `owner/name`; what exists here, or is spelled as a path, is local."""
+    """Whether a path leads to this machine: it exists here, or cannot be a hub id (`name` or `owner/name`)."""
     return is_there(path) or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
 
 
 def absolute_path(path: str) -> str:
-    """The absolute path of a local folder; a hub id as it is."""
+    """The absolute path of a local folder; a hub id stays as it is."""
     return str(Path(path).expanduser().absolute()) if is_local(path) else path

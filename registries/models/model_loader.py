@@ -1,4 +1,4 @@
-"""What a registered model builds."""
+"""The interface of model loaders."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Protocol
 
 
 class ModelLoader(Protocol):
-    """What a registered model builds. Arguments of a source are the keys of its config group option."""
+    """What a registered model builds from the keys of its config group option."""
 
     def config(self) -> dict[str, Any] | None:
-        """The content of its `config.json`, read without weights and without transformers; None if it is not here."""
+        """The content of `config.json`, read without weights and transformers; None if it is not on this machine."""
         ...
 
     def identity(self) -> str:
-        """What tells its weights and its tokenizer from others, by their content; read without loading them."""
+        """A text that is equal for equal weights and tokenizers, by their content; nothing is loaded for it."""
         ...
 
     def tokenizer(self) -> Any:

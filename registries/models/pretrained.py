@@ -16,7 +16,7 @@ from registries.registry import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 
-# Registered name -> the hub model that it names. A copy of its config is known without a download.
+# Registered name -> its hub model, whose config is also in `CONFIGS`, so that it is known without a download.
 HUB_IDS = {
     "phi2": "microsoft/phi-2",
     "dialogpt_medium": "microsoft/DialoGPT-medium",
@@ -24,8 +24,7 @@ HUB_IDS = {
     "mistral_7b": "mistralai/Mistral-7B-v0.3",
 }
 
-
-# A multimodal Gemma 3 is read as the language model in it: the keys of its weights -> those of that model.
+# Keys of the weights of a multimodal Gemma 3 -> keys of its language model, which alone is read.
 _LANGUAGE_KEYS = {
     r"^language_model\.model\.": "model.",
     r"^model\.language_model\.": "model.",
@@ -37,8 +36,7 @@ _OTHER_MODALITIES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)
 class PretrainedModel:
     """A causal LM of the hub, or in a local folder with `config.json`, `*.safetensors` and tokenizer files.
 
-    The model is what its weights and its `config.json` are: adapters and settings of decoding that lie beside them
-    change nothing.
+    Weights and `config.json` alone decide the model; adapters and settings of decoding beside them are not read.
 
     Args:
         path: hub id or local folder.
@@ -78,7 +76,7 @@ class PretrainedModel:
         """See `ModelLoader`.
 
         Raises:
-            UserError: the model cannot be loaded, or the weights in its files are not those that it needs.
+            UserError: the model cannot be loaded, or its files do not hold exactly its weights.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -88,21 +86,21 @@ class PretrainedModel:
         options = {}
         if config.model_type == "gemma3":
             config, options = config.get_text_config(), {"key_mapping": _LANGUAGE_KEYS}
-        config.output_attentions = config.output_hidden_states = False  # whoever wants them asks for them
+        config.output_attentions = config.output_hidden_states = False  # callers ask for them when they need them
         special = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model, read = self._load(
+        model, loading_info = self._load(
             "weights",
             AutoModelForCausalLM.from_pretrained,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with all that is wrong
+            ignore_mismatched_sizes=True,  # `_require_all` reports them with all other errors
             generation_config=GenerationConfig(**special),
             adapter_kwargs={"subfolder": "no adapter is looked for"},
             **options,
         )
-        self._require_all(read, _OTHER_MODALITIES if options else None)
+        self._require_all(loading_info, _OTHER_MODALITIES if options else None)
         untie_if_apart(model)
         return model
 
@@ -110,19 +108,20 @@ class PretrainedModel:
         if errors:
             raise UserError(f"cannot load the weights of {self.path!r}: {error}" for error in errors)
 
-    def _require_all(self, read: Mapping[str, Any], left_out: re.Pattern | None) -> None:
-        """Raise UserError unless the files held the model's weights, all of them and no others but those left out.
+    def _require_all(self, loading_info: Mapping[str, Any], ignored: re.Pattern | None) -> None:
+        """Raise UserError unless the files held all weights of the model, and no others but those to be ignored.
 
-        transformers draws what is missing anew. What a family ties to another weight is not missing.
+        transformers would draw missing weights at random. A weight that a family ties to another one is not missing.
         """
-        unexpected = [key for key in read["unexpected_keys"] if left_out is None or not left_out.match(key)]
-        shapes = [
-            f"{key} ({tuple(in_files)}, not {tuple(in_model)})" for key, in_files, in_model in read["mismatched_keys"]
+        unexpected = [key for key in loading_info["unexpected_keys"] if ignored is None or not ignored.match(key)]
+        mismatched = [
+            f"{key} ({tuple(in_file)}, not {tuple(in_model)})"
+            for key, in_file, in_model in loading_info["mismatched_keys"]
         ]
         problems = {
-            "are missing": _named(read["missing_keys"]),
-            "belong to no part of the model": _named(unexpected),
-            "have another shape than config.json says": _named(shapes),
+            "are missing": _first_names(loading_info["missing_keys"]),
+            "belong to no part of the model": _first_names(unexpected),
+            "have another shape than config.json says": _first_names(mismatched),
         }
         messages = [f"{names} {problem}" for problem, names in problems.items() if names]
         if messages:
@@ -131,18 +130,18 @@ class PretrainedModel:
                 f"{'; '.join(messages)}. Save the model there anew with save_pretrained, or correct config.json"
             )
 
-    def _load(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    def _load(self, noun: str, load: Callable[..., Any], **options: Any) -> Any:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report on the weights: what is wrong with them is an error of ours
+        logging.set_verbosity_error()  # errors in the weights are raised here, not reported there
         try:
             return load(self.path, revision=self.revision or "main", trust_remote_code=False, **options)
-        except Exception as error:  # transformers raises whatever a config or a file makes its code meet
+        except Exception as error:  # a bad config or file may cause any exception in transformers
             if lacks_memory(error):
                 raise
-            raise UserError(f"cannot load the {what} of {self.path!r}: {_reason(error)}{self._hint()}") from error
+            raise UserError(f"cannot load the {noun} of {self.path!r}: {_reason(error)}{self._hint()}") from error
         finally:
             logging.set_verbosity(verbosity)
 
@@ -153,29 +152,28 @@ class PretrainedModel:
 
 
 def untie_if_apart(model: Any) -> None:
-    """Let a config that calls the output head tied say so no longer where the files hold another one.
+    """Correct a config that calls the output head tied where the files hold a head of its own.
 
-    Whoever reads the config later (PEFT, an export) would tie the head, and overwrite it.
+    Later readers of the config (PEFT, an export) would tie the head, and so overwrite it.
     """
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
 
 
-def _named(keys: Iterable[str]) -> str:
-    """The first of these names, and how many there are."""
+def _first_names(keys: Iterable[str]) -> str:
+    """The first of these names, and the number of the rest."""
     keys = sorted(keys)
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _reason(error: Exception) -> str:
-    """An error on one line; by its kind too where its message is no sentence."""
+    """An error on one line, with its class where its message alone is no sentence."""
     from safetensors import SafetensorError
 
-    text = " ".join(str(error).split())
     if isinstance(error, (OSError, ValueError, ImportError, SafetensorError)):
         return str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _register(name: str) -> None:

@@ -14,7 +14,7 @@ from registries.registry import UserError, is_there
 Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
 
 NUM_BYTES = 256
-LARGEST = 2**24  # of a dimension: beyond are mistakes that would fill the memory
+MAX_DIMENSION = 2**24  # larger dimensions are mistakes that would fill the memory
 
 
 def dimension_errors(
@@ -25,7 +25,7 @@ def dimension_errors(
     vocab_size: int,
     tokenizer: str | None,
 ) -> list[str]:
-    """What is wrong with these dimensions."""
+    """Messages about dimensions that do not fit together."""
     errors = []
     if hidden_size % num_heads:
         divisors = [n for n in range(1, 65) if hidden_size % n == 0]
@@ -61,11 +61,11 @@ class RandomModel:
         self,
         family: Family = "llama",
         num_layers: Annotated[int, Ge(1), Le(10_000)] = 2,
-        hidden_size: Annotated[int, Ge(4), Le(LARGEST)] = 64,
-        num_heads: Annotated[int, Ge(1), Le(LARGEST)] = 4,
+        hidden_size: Annotated[int, Ge(4), Le(MAX_DIMENSION)] = 64,
+        num_heads: Annotated[int, Ge(1), Le(MAX_DIMENSION)] = 4,
         num_kv_heads: Annotated[int, Ge(1)] | None = None,
-        vocab_size: Annotated[int, Ge(2), Le(LARGEST)] = 512,
-        max_positions: Annotated[int, Ge(2), Le(LARGEST)] = 2048,
+        vocab_size: Annotated[int, Ge(2), Le(MAX_DIMENSION)] = 512,
+        max_positions: Annotated[int, Ge(2), Le(MAX_DIMENSION)] = 2048,
         tokenizer: str | None = None,
     ):
         self.family = family
@@ -93,7 +93,7 @@ class RandomModel:
         if family in ("phi", "gpt_neox"):
             rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
             self.dimensions["rope_parameters"] = rope
-        if family == "gemma3":  # every sixth layer sees all, by slower codes; the others a window
+        if family == "gemma3":  # every sixth layer sees all tokens, with slower codes; all others see a window
             kinds = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
             self.dimensions["layer_types"] = [list(kinds)[(layer + 1) % 6 == 0] for layer in range(num_layers)]
             self.dimensions["rope_parameters"] = {
@@ -119,7 +119,7 @@ class RandomModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = self.tokenizer()
-        size = max(tokenizer.get_vocab().values()) + 1  # not their count: numbers may be left out between tokens
+        size = max(tokenizer.get_vocab().values()) + 1  # not their count, since ids may be left out between tokens
         if size > self.dimensions["vocab_size"]:
             raise UserError(
                 f"model.vocab_size={self.dimensions['vocab_size']} is too small for the {size} tokens of "

@@ -23,7 +23,7 @@ def smollm2_135m(path: str | None = None, revision: str | None = None, cache_dir
     Args:
         path: hub id or local folder of another model.
         revision: of the hub repository of `path`.
-        cache_dir: where the converted weights are kept.
+        cache_dir: folder of the converted weights.
     """
     return PretrainedModel(path, revision) if path else ConvertedModel("smollm2_135m", SmolLM2Wheel(), cache_dir)
 
@@ -37,7 +37,7 @@ class SmolLM2Wheel:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
     def file(self, scratch: Path | None = None) -> Path:
-        """The file, as it lies in the wheel."""
+        """The file in the wheel; `scratch` is not needed."""
         spec = importlib.util.find_spec(WHEEL)
         file = Path(spec.submodule_search_locations[0]) / GGUF if spec else None
         if file is None or not file.is_file():

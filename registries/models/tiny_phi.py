@@ -8,10 +8,10 @@ from registries import MODELS
 from registries.models.model_folder import path_errors
 from registries.models.pretrained import PretrainedModel
 
-FOLDER = Path(__file__).parent / "tiny_phi_weights"
+TINY_PHI_FOLDER = Path(__file__).parent / "tiny_phi_weights"
 
 
 @MODELS.register("tiny_phi", check=path_errors)
 def tiny_phi(path: str | None = None, revision: str | None = None) -> PretrainedModel:
     """4 layers, width 256, 4 heads, 2,048 tokens; shipped in fp16. `path` gives another model instead."""
-    return PretrainedModel(path or str(FOLDER), revision)
+    return PretrainedModel(path or str(TINY_PHI_FOLDER), revision)

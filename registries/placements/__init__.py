@@ -1,5 +1,5 @@
 """LoRA placements: which linear layers get low-rank additions, and of what rank. One file per component.
 
-A placement is a callable from a model and its own options to a table of `Row`s. It reads the model's config alone, so
-that a placement is known, and checked, before any weights are.
+A placement is a callable from a model and options to a table of `Row`s. It reads the model's config alone, so that the
+table is known, and checked, before any weights are read.
 """

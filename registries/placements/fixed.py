@@ -15,10 +15,10 @@ from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError
 
 
-def on_roles(own: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Placement:
-    """The placement on the roles that `own` chooses of those that a family has."""
+def on_roles(choose: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Placement:
+    """The placement on the roles that `choose` picks from the roles of a family."""
 
-    def place(
+    def placement(
         model: Any,
         roles: Annotated[list[str], MinLen(1)] | None = None,
         layers: LayerSpec = "all",
@@ -26,31 +26,30 @@ def on_roles(own: Callable[[Sequence[str]], Sequence[str]], summary: str) -> Pla
         budget: Budget | None = None,
         variant: Variant = "lora",
     ) -> list[Row]:
-        candidates = linears(model, own(list(linear_sizes(shape_of(model.config)))), layers)
+        candidates = linears(model, choose(list(linear_sizes(shape_of(model.config)))), layers)
         if roles is not None:
             chosen = {linear.role for linear in linears(model, roles, layers)}
             allowed = list(dict.fromkeys(linear.role for linear in candidates))
-            strange = sorted(chosen.difference(allowed))
-            if strange:
+            refused = sorted(chosen.difference(allowed))
+            if refused:
                 raise UserError(
-                    f"placement.roles={list(roles)}: {strange[0]} is none of this placement's roles. Allowed: "
+                    f"placement.roles={list(roles)}: {refused[0]} is none of this placement's roles. Allowed: "
                     f"{', '.join(allowed)}; all_linear has every role"
                 )
             candidates = [linear for linear in candidates if linear.role in chosen]
         return ranked(candidates, rank, resolve_budget(model, budget, variant), variant)
 
-    place.__doc__ = f"""{summary}
+    placement.__doc__ = f"""{summary}
 
     Args:
-        model: whatever has the model's `config`.
-        roles: only these, as roles or prefixes of them; None: all of the placement's.
+        model: the model, or another object with its `config`.
+        roles: roles or prefixes of them, to narrow the placement's roles; None: all of them.
         layers: layer spec.
-        rank: of every addition.
-        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; they decide
-            the rank in its place.
-        variant: whose parameters are counted.
+        rank: rank of every addition.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; replaces `rank`.
+        variant: the variant of LoRA whose parameters are counted.
     """
-    return place
+    return placement
 
 
 PLACEMENTS.register("all_linear")(on_roles(lambda roles: roles, "Every linear layer of the blocks."))
@@ -62,6 +61,6 @@ PLACEMENTS.register("attention_output")(
 PLACEMENTS.register("query_value")(
     on_roles(
         lambda roles: ["attention.qkv"] if "attention.qkv" in roles else ["attention.query", "attention.value"],
-        "Queries and values, as in the first paper on LoRA; the projection that has both where they are fused.",
+        "Queries and values, as in the first paper on LoRA; the fused projection where a family has one.",
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
@@ -14,19 +14,20 @@ from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError, signature_errors
 
 
-def part(
-    roles: Annotated[list[str], MinLen(1)],
-    layers: LayerSpec,
-    rank: Annotated[int, Ge(1)],
-) -> None:
-    """The keys of one of `placement.parts`."""
+@dataclass(frozen=True)
+class PlacementPart:
+    """One of `placement.parts`: a rank for some roles in some layers."""
+
+    roles: Annotated[list[str], MinLen(1)]
+    layers: LayerSpec
+    rank: Annotated[int, Ge(1)]
 
 
 def _check(parts: list[dict[str, Any]]) -> list[str]:
     return [
         message
         for index, keys in enumerate(parts)
-        for message in signature_errors(part, dict(keys), f"placement.parts[{index}]")
+        for message in signature_errors(PlacementPart, dict(keys), f"placement.parts[{index}]")
     ]
 
 
@@ -40,19 +41,20 @@ def hybrid(
     """Roles and ranks by range of layers.
 
     Args:
-        model: whatever has the model's `config`.
-        parts: each with `roles`, `layers` (a layer spec) and `rank`; a later one overrides an earlier one.
+        model: the model, or another object with its `config`.
+        parts: each with `roles`, `layers` (a layer spec) and `rank`; a later part overrides an earlier one.
         budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; the ranks of all
-            parts are scaled by one factor to meet them.
-        variant: whose parameters are counted.
+            parts are scaled by one factor to meet it.
+        variant: the variant of LoRA whose parameters are counted.
     """
     errors = _check(parts)
     if errors:
         raise UserError(errors)
-    placed: dict[str, Linear] = {}
-    for index, keys in enumerate(parts):
-        part = linears(model, keys["roles"], keys["layers"], f"placement.parts[{index}]")
-        ranked(part, keys["rank"], None, variant, f"placement.parts[{index}]")  # or it names a rank that is too high
-        placed |= {linear.module: replace(linear, weight=float(keys["rank"])) for linear in part}
-    in_order = sorted(placed.values(), key=lambda linear: linear.layer)
+    candidates: dict[str, Linear] = {}
+    for index, part in enumerate(PlacementPart(**keys) for keys in parts):
+        key = f"placement.parts[{index}]"
+        layers = linears(model, part.roles, part.layers, key)
+        ranked(layers, part.rank, None, variant, key)  # raises for a rank that is too high
+        candidates |= {linear.module: replace(linear, weight=float(part.rank)) for linear in layers}
+    in_order = sorted(candidates.values(), key=lambda linear: linear.layer)
     return ranked(in_order, 1, resolve_budget(model, budget, variant), variant)

@@ -1,4 +1,4 @@
-"""Placement where a score measured on the data says that it pays most."""
+"""Placement by scores of the linear layers, measured on the data."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def importance(
     sharpness: Annotated[float, Gt(0)] = 0.25,
     variant: Variant = "lora",
 ) -> list[Row]:
-    """Ranks by the score of each linear layer, as high as the budget allows; or one rank where the scores are highest.
+    """Ranks by the score of each linear layer, as high as the budget allows; or one rank in the layers scored highest.
 
     Args:
-        model: whatever has the model's `config`.
-        scores: module -> what a trainable parameter there is worth, see `lightning_modules.surgery.layer_scores`.
+        model: the model, or another object with its `config`.
+        scores: module -> worth of a trainable parameter there, see `lightning_modules.surgery.layer_scores`.
         budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16.
-        score: what is measured; see there.
-        batches: of the training data that it is measured on.
-        roles: to choose from, as roles or prefixes; None: all.
-        layers: to choose from, a layer spec.
-        rank: of every addition, in the layers with the highest scores; None: in proportion to score ** sharpness, where
-            that is at least 1.
-        sharpness: how much of the scores' differences the ranks follow; near 0 all layers get the same.
-        variant: whose parameters are counted.
+        score: the kind of score; see there.
+        batches: number of batches of the training data on which scores are measured.
+        roles: roles or prefixes of them, to choose from; None: all roles.
+        layers: layer spec, to choose from.
+        rank: rank of every addition, in the layers with the highest scores; None: ranks in proportion to
+            score ** sharpness, where that is at least 1.
+        sharpness: how much the ranks follow the differences of the scores; near 0 all layers get the same rank.
+        variant: the variant of LoRA whose parameters are counted.
 
     Raises:
-        UserError: the budget is below the smallest addition, or above that of all.
+        UserError: the budget is below the parameters of the smallest addition, or above those of all additions.
     """
     budget = resolve_budget(model, budget, variant)
     candidates = linears(model, roles or ["attention", "mlp"], layers)
@@ -70,9 +70,9 @@ def _highest(
             f"placement.budget={smallest if budget < smallest else total}; a lower rank takes less, a higher one more, "
             "and placement.rank=null decides it"
         )
-    chosen, left = set(), budget
+    chosen, remaining = set(), budget
     for row in sorted(rows.values(), key=lambda row: scores[row.module], reverse=True):
-        if row.parameters <= left:
+        if row.parameters <= remaining:
             chosen.add(row.module)
-            left -= row.parameters
+            remaining -= row.parameters
     return [row for module, row in rows.items() if module in chosen]

@@ -1,4 +1,4 @@
-"""What a LoRA placement is: a table of linear layers with the ranks of their additions."""
+"""The interface of LoRA placements: a table of linear layers with the ranks of their additions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_share(text: str) -> bool:
 Budget = Annotated[int, Ge(1)] | Annotated[str, Predicate(is_share)]
 Variant = Literal["lora", "rslora", "dora"]
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"]
-# These take what the additions start with out of the frozen weights; so frozen weights change, in their own dtype.
+# These move a part of the frozen weights into the additions, so the frozen weights change, in their own dtype.
 CHANGES_WEIGHTS = ("pissa", "olora", "lora_ga")
 NEEDS_DATA = ("eva", "lora_ga")
 
@@ -33,10 +33,10 @@ class Row(NamedTuple):
 
     Attributes:
         module: full name of a linear layer.
-        role: what it does, `attention.query` for example.
-        layer: index of the block that it is in.
-        rank: of its addition.
-        parameters: that this makes trainable.
+        role: role of the linear layer, such as `attention.query`.
+        layer: index of its block.
+        rank: rank of its addition.
+        parameters: number of trainable parameters in the addition.
     """
 
     module: str
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer that can get an addition. `weight` is its share of a rank that a budget decides."""
+    """A linear layer that can get an addition. Its rank is a common rank times `weight`."""
 
     module: str
     role: str
@@ -59,20 +59,20 @@ class Linear:
 
     @property
     def max_rank(self) -> int:
-        """The rank above which an addition can express no more."""
+        """The highest useful rank of an addition."""
         return min(self.inputs, self.outputs)
 
     def row(self, rank: int, variant: Variant) -> Row:
-        """Its line in the table: (inputs + outputs) parameters per rank, and DoRA's magnitude of every output."""
+        """The line in the table: inputs + outputs parameters per rank, and DoRA's magnitude of every output."""
         parameters = rank * (self.inputs + self.outputs) + (self.outputs if variant == "dora" else 0)
         return Row(self.module, self.role, self.layer, rank, parameters)
 
 
 class Placement(Protocol):
-    """What a placement is. A parameter `scores` asks for a score of every linear layer, measured on the data."""
+    """A placement. A parameter `scores` asks for a score of every linear layer, measured on the data."""
 
     def __call__(self, model: Any, **options: Any) -> list[Row]:
-        """The table for a model (or whatever has its `config`).
+        """The table for a model, or for another object with the model's `config`.
 
         Raises:
             UserError: an option that this model does not allow.
@@ -80,13 +80,13 @@ class Placement(Protocol):
         ...
 
 
-def linears(model: Any, roles: Sequence[str], layers: LayerSpec = "all", where: str = "placement") -> list[Linear]:
+def linears(model: Any, roles: Sequence[str], layers: LayerSpec = "all", key: str = "placement") -> list[Linear]:
     """The linear layers of a model that play these roles in these layers, block by block.
 
     Args:
-        model: whatever has a `config` of a known family.
+        model: an object with a `config` of a known family.
         roles: roles or prefixes of them.
-        where: the place in the config, for messages.
+        key: the config key that messages name.
 
     Raises:
         UserError: a role that the family does not have, or a layer that the model does not have.
@@ -94,32 +94,32 @@ def linears(model: Any, roles: Sequence[str], layers: LayerSpec = "all", where: 
     shape = shape_of(model.config)
     architecture, sizes = architecture_of(shape.family), linear_sizes(shape)
     try:
-        named = resolve_roles(architecture, roles)
+        resolved = resolve_roles(architecture, roles)
     except UserError as error:
-        raise UserError(f"{where}.roles: {message}" for message in error.messages) from error
+        raise UserError(f"{key}.roles: {message}" for message in error.messages) from error
     try:
         indices = resolve_layers(layers, shape.num_layers)
     except UserError as error:
-        raise UserError(f"{where}.{message}" for message in error.messages) from error
+        raise UserError(f"{key}.{message}" for message in error.messages) from error
     return [
         Linear(f"{architecture.blocks}.{layer}.{architecture.roles[role]}", role, layer, *sizes[role])
         for layer in indices
-        for role in named
+        for role in resolved
     ]
 
 
 def init_errors(model: Any, rows: Sequence[Row], init: Init) -> list[str]:
-    """What is wrong with a table for an init: each line names the first layer that it does not work for."""
+    """A message about the first row of a table that an init does not work for."""
     shape = shape_of(model.config)
-    widths = {linear.module: linear.max_rank for linear in linears(model, ["attention", "mlp"])}
+    max_ranks = {linear.module: linear.max_rank for linear in linears(model, ["attention", "mlp"])}
     if init == "olora" and architecture_of(shape.family).transposed:
         return [f"placement.init=olora does not work for {shape.family}, whose weights are transposed: choose pissa"]
     for row in rows:
         if init == "orthogonal" and row.rank % 2:
             return [f"placement.init=orthogonal needs even ranks, and {row.module} has {row.rank}: choose another one"]
-        if init == "lora_ga" and 2 * row.rank > widths[row.module]:
+        if init == "lora_ga" and 2 * row.rank > (max_rank := max_ranks[row.module]):
             return [
                 f"placement.init=lora_ga needs twice the rank in directions of the gradient, and {row.module} has rank "
-                f"{row.rank} and {widths[row.module]}: choose a rank of at most {widths[row.module] // 2}"
+                f"{row.rank} and {max_rank}: choose a rank of at most {max_rank // 2}"
             ]
     return []

@@ -13,14 +13,11 @@ SHARE_RANK = 16  # a budget of 50% is half of what all linear layers take at thi
 
 
 def resolve_budget(model: Any, budget: Budget | None, variant: Variant) -> int | None:
-    """Trainable parameters of a budget; `50%` is that share of what all linear layers take at rank 16."""
+    """Trainable parameters of a budget; `50%` is this share of the parameters of all linear layers at rank 16."""
     if not isinstance(budget, str):
         return budget
-    return int(
-        float(budget.rstrip("%"))
-        / 100
-        * _total([linear.row(SHARE_RANK, variant) for linear in linears(model, ["attention", "mlp"])])
-    )
+    total = _total([linear.row(SHARE_RANK, variant) for linear in linears(model, ["attention", "mlp"])])
+    return int(float(budget.rstrip("%")) / 100 * total)
 
 
 def ranked(
@@ -28,38 +25,37 @@ def ranked(
     rank: int,
     budget: int | None,
     variant: Variant,
-    where: str = "placement",
+    key: str = "placement",
     least: int = 1,
 ) -> list[Row]:
     """The table of these linear layers.
 
     Args:
-        rank: of every addition, times the layer's weight.
-        budget: trainable parameters; they decide the rank in its place: the largest that does not exceed them.
-
-        where: the place in the config, for messages.
-        least: lowest rank under a budget; 0 leaves layers out whose weight is too low for rank 1.
+        rank: rank of every addition, times the layer's weight.
+        budget: trainable parameters; the highest ranks that do not exceed them replace `rank`.
+        key: the config key that messages name.
+        least: lowest rank under a budget; 0 leaves out layers whose weight is too low for rank 1.
 
     Raises:
         UserError: a rank above a layer's width; a budget below that of rank 1 or above that of full rank.
     """
     if budget is None:
         for linear in candidates:
-            asked_rank = int(rank * linear.weight)
-            if asked_rank > linear.max_rank:
+            layer_rank = int(rank * linear.weight)
+            if layer_rank > linear.max_rank:
                 raise UserError(
-                    f"{where}.rank={asked_rank} is above the width of {linear.module} ({linear.inputs} to "
+                    f"{key}.rank={layer_rank} is above the width of {linear.module} ({linear.inputs} to "
                     f"{linear.outputs}): allowed are 1 to {linear.max_rank}"
                 )
         return _rows(candidates, rank, variant)
-    # Ranks grow where one of them passes a whole number.
+    # The common ranks at which the rank of some layer reaches the next whole number.
     steps = sorted({step / linear.weight for linear in candidates for step in range(1, linear.max_rank + 1)})
     smallest, largest = (_total(_rows(candidates, step, variant, least)) for step in (steps[0], steps[-1]))
     if not smallest <= budget <= largest:
-        nearest, amount = (smallest, "fewer") if budget < smallest else (largest, "more")
+        nearest, direction = (smallest, "fewer") if budget < smallest else (largest, "more")
         raise UserError(
-            f"{where}.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
-            f"{largest:,}. The nearest is {where}.budget={nearest}; or choose {amount} roles or layers"
+            f"{key}.budget={budget:,} cannot be met: the lowest ranks take {smallest:,} parameters, the full ranks "
+            f"{largest:,}. The nearest is {key}.budget={nearest}; or choose {direction} roles or layers"
         )
     fitting = bisect_right(steps, budget, key=lambda step: _total(_rows(candidates, step, variant, least)))
     return _rows(candidates, steps[fitting - 1], variant, least)
@@ -67,8 +63,8 @@ def ranked(
 
 def _rows(candidates: Sequence[Linear], rank: float, variant: Variant, least: int = 1) -> list[Row]:
     """The table at a common rank, times the weights, between `least` and the widths."""
-    tiny = 1e-9  # a step divided and multiplied by a weight again must not fall below the whole number it was
-    ranks = [min(linear.max_rank, max(least, int(rank * linear.weight + tiny))) for linear in candidates]
+    margin = 1e-9  # a whole number that was divided and multiplied by a weight must not fall below itself
+    ranks = [min(linear.max_rank, max(least, int(rank * linear.weight + margin))) for linear in candidates]
     return [linear.row(rank, variant) for linear, rank in zip(candidates, ranks, strict=True) if rank]
 
 

@@ -26,37 +26,36 @@ def suffix(
     """The linear layers whose names end with one of these suffixes.
 
     Args:
-        model: whatever has the model's `config`.
+        model: the model, or another object with its `config`.
         suffixes: last parts of module names: `c_attn`, or `attn.c_proj`.
         allow_ambiguous: take a suffix that names several roles; GPT-2's `c_proj` is in the attention and in the MLP.
         layers: layer spec.
-        rank: of every addition.
-        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; they decide
-            the rank in its place.
-        variant: whose parameters are counted.
+        rank: rank of every addition.
+        budget: trainable parameters, or a share (`50%`) of those of all linear layers at rank 16; replaces `rank`.
+        variant: the variant of LoRA whose parameters are counted.
 
     Raises:
         UserError: a suffix that names nothing, or several roles without `allow_ambiguous`.
     """
     candidates = linears(model, ["attention", "mlp"], layers)
-    hits = {text: [linear for linear in candidates if f".{linear.module}".endswith(f".{text}")] for text in suffixes}
-    names = list(dict.fromkeys(linear.module.rpartition(".")[2] for linear in candidates))
-    errors = []
-    for text, matches in hits.items():
-        roles = list(dict.fromkeys(linear.role for linear in matches))
-        if not matches:
+    endings = list(dict.fromkeys(linear.module.rpartition(".")[2] for linear in candidates))
+    errors, chosen = [], set()
+    for ending in dict.fromkeys(suffixes):
+        matching = [linear for linear in candidates if f".{linear.module}".endswith(f".{ending}")]
+        chosen.update(linear.module for linear in matching)
+        roles = list(dict.fromkeys(linear.role for linear in matching))
+        if not matching:
             errors.append(
-                f"placement.suffixes: {text!r} ends no linear layer of this model{nearest(text, names)} Allowed: "
-                f"{', '.join(names)}"
+                f"placement.suffixes: {ending!r} ends no linear layer of this model{nearest(ending, endings)} Allowed: "
+                f"{', '.join(endings)}"
             )
         elif len(roles) > 1 and not allow_ambiguous:
+            longer = dict.fromkeys(".".join(linear.module.split(".")[-2:]) for linear in matching)
             errors.append(
-                f"placement.suffixes: {text!r} names several roles ({', '.join(roles)}): write more of the name "
-                f"({', '.join(dict.fromkeys('.'.join(linear.module.split('.')[-2:]) for linear in matches))}), or set "
-                "placement.allow_ambiguous=true"
+                f"placement.suffixes: {ending!r} names several roles ({', '.join(roles)}): write more of the name "
+                f"({', '.join(longer)}), or set placement.allow_ambiguous=true"
             )
     if errors:
         raise UserError(errors)
-    chosen = {linear.module for matches in hits.values() for linear in matches}
     placed = [linear for linear in candidates if linear.module in chosen]
     return ranked(placed, rank, resolve_budget(model, budget, variant), variant)

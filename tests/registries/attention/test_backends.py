@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from registries.attention.backends import attend
+from registries.attention.backends import Scoring, attend
 from registries.attention.toroidal import ToroidalDistance
 from registries.attention.window import CircularWindow
 
@@ -69,16 +69,15 @@ def test_sdpa_agrees_with_the_reference(bias, place, mask):
     tensors = inputs(depth, queries, keys)
     results = {}
     for backend in ("reference", "sdpa", "auto"):
-        output = attend(
-            *tensors,
+        scoring = Scoring(
             mask=masks(queries, keys, query_start - key_start)[mask],
             bias=bias,
             scaling=0.4,
             depth=depth,
             query_start=query_start,
             key_start=key_start,
-            backend=backend,
         )
+        output = attend(*tensors, scoring, backend=backend)
         torch.manual_seed(2)
         results[backend] = output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), tensors)
     for backend in ("sdpa", "auto"):
@@ -94,17 +93,17 @@ def test_flex_agrees_with_the_reference_going_forward(bias, place, mask):
     """Uncompiled: flex attention trains on CUDA alone."""
     (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
     tensors = [tensor.detach() for tensor in inputs(depth, queries, keys)]
-    options = {
-        "mask": masks(queries, keys, query_start - key_start)[mask],
-        "bias": bias,
-        "scaling": 0.4,
-        "depth": depth,
-        "query_start": query_start,
-        "key_start": key_start,
-    }
+    scoring = Scoring(
+        mask=masks(queries, keys, query_start - key_start)[mask],
+        bias=bias,
+        scaling=0.4,
+        depth=depth,
+        query_start=query_start,
+        key_start=key_start,
+    )
     torch.testing.assert_close(
-        attend(*tensors, **options, backend="flex"),
-        attend(*tensors, **options, backend="reference"),
+        attend(*tensors, scoring, backend="flex"),
+        attend(*tensors, scoring, backend="reference"),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -129,10 +128,8 @@ def test_the_reference_is_the_definition(key_start, bias, formula):
     depth, positions, scaling = 2, 5, 0.3
     query, key, value = (tensor.detach() for tensor in inputs(depth, positions, positions + 2, width=8, batch=1))
     query_start = key_start + 2
-    output = attend(
-        query, key, value, mask=None, bias=bias, scaling=scaling, depth=depth, query_start=query_start,
-        key_start=key_start, backend="reference",
-    )  # fmt: skip
+    scoring = Scoring(None, bias, scaling, query_start, key_start, depth)
+    output = attend(query, key, value, scoring, backend="reference")
     for head in range(HEADS):
         keys, values = key[0, head // 2].tolist(), value[0, head // 2].tolist()  # two heads share one
         for entry, channels in enumerate(query[0, head].tolist()):
@@ -155,16 +152,8 @@ def test_a_query_that_may_see_nothing_gets_numbers(backend):
     tensors = inputs(2, 6, 6)
     mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
     mask[1, :, :3] = False
-    output = attend(
-        *tensors,
-        mask=mask,
-        bias=BIASES["depth 2"][1],
-        scaling=1.0,
-        depth=2,
-        query_start=0,
-        key_start=0,
-        backend=backend,
-    )
+    scoring = Scoring(mask, BIASES["depth 2"][1], scaling=1.0, query_start=0, key_start=0, depth=2)
+    output = attend(*tensors, scoring, backend=backend)
     gradients = torch.autograd.grad(output.sum(), tensors)
     assert all(tensor.isfinite().all() for tensor in (output, *gradients))
 
@@ -173,20 +162,16 @@ def test_a_query_that_may_see_nothing_gets_numbers(backend):
 def test_dropout_drops_weights_and_keeps_their_mean(backend):
     """With values 1, an output is the sum of the weights: 1 without dropout, 1 on average with it."""
     query, key, value = (tensor.detach() for tensor in inputs(1, 200, 200, batch=4))
-    output = attend(
-        query, key, torch.ones_like(value), mask=None, bias=BIASES["depth 1"][1], scaling=0.1, depth=1, query_start=0,
-        key_start=0, dropout=0.3, backend=backend,
-    )  # fmt: skip
+    scoring = Scoring(None, BIASES["depth 1"][1], scaling=0.1, query_start=0, key_start=0)
+    output = attend(query, key, torch.ones_like(value), scoring, dropout=0.3, backend=backend)
     assert output[..., 0].std() > 0.05
     assert output.mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_flex_refuses_dropout():
+    scoring = Scoring(None, BIASES["depth 1"][1], scaling=1.0, query_start=0, key_start=0)
     with pytest.raises(ValueError, match="use backend='sdpa' or dropout=0"):
-        attend(
-            *inputs(1, 4, 4), mask=None, bias=BIASES["depth 1"][1], scaling=1.0, depth=1, query_start=0, key_start=0,
-            dropout=0.1, backend="flex",
-        )  # fmt: skip
+        attend(*inputs(1, 4, 4), scoring, dropout=0.1, backend="flex")
 
 
 class LargestTensor(TorchDispatchMode):
@@ -206,10 +191,8 @@ def largest_tensor(positions, masked, backend="sdpa"):
     depth = 4
     mask = torch.ones(1, 1, positions, positions, dtype=torch.bool).tril() if masked else None
     with LargestTensor() as largest:
-        output = attend(
-            *inputs(depth, positions, positions, batch=1), mask=mask, bias=ToroidalDistance(0.1, 4096, depth),
-            scaling=0.25, depth=depth, query_start=0, key_start=0, backend=backend,
-        )  # fmt: skip
+        scoring = Scoring(mask, ToroidalDistance(0.1, 4096, depth), 0.25, query_start=0, key_start=0, depth=depth)
+        output = attend(*inputs(depth, positions, positions, batch=1), scoring, backend=backend)
         output.sum().backward()
     return largest.size
 

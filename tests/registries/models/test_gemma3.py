@@ -15,7 +15,7 @@ from registries.model_shape import shape_of
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):
     """Folders that pass for the installed wheels, and whose sha256 is the right one."""
-    contents = [bytes([number]) * 10 for number in range(gemma3.PARTS)]
+    contents = [bytes([number]) * 10 for number in range(gemma3.NUM_PARTS)]
     for number, content in enumerate(contents):
         folder = tmp_path / f"{gemma3.WHEEL}_part{number + 1}" / "data"
         folder.mkdir(parents=True)
@@ -36,7 +36,7 @@ def test_the_parts_are_put_together(wheels, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     file = gemma3.GemmaWheels().file(scratch)
-    assert file.read_bytes() == b"".join(bytes([number]) * 10 for number in range(gemma3.PARTS))
+    assert file.read_bytes() == b"".join(bytes([number]) * 10 for number in range(gemma3.NUM_PARTS))
     assert gemma3.SHA256.startswith(gemma3.GemmaWheels().digest())
 
 

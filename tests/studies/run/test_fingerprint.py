@@ -12,7 +12,7 @@ import train
 from lightning_modules.config import read_config
 from lightning_modules.model_identity import model_identity
 from registries.models.random import byte_tokenizer
-from registries.models.tiny_phi import FOLDER
+from registries.models.tiny_phi import TINY_PHI_FOLDER
 from registries.option import CONF
 from registries.settings import ModelSettings
 from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
@@ -97,7 +97,7 @@ def test_the_order_of_stages_changes_it():
 @pytest.fixture
 def folder(tmp_path):
     """A model's folder that may be changed."""
-    return shutil.copytree(FOLDER, tmp_path / "model")
+    return shutil.copytree(TINY_PHI_FOLDER, tmp_path / "model")
 
 
 def change_a_weight(folder):

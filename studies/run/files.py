@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from registries.partial_files import partial_file
+from registries.partial_files import atomic_write
 from registries.registry import UserError
 
 CHECKSUM = "sha256"
@@ -19,15 +17,11 @@ CHECKSUM = "sha256"
 
 def write_text(file: Path, text: str) -> None:
     """Write a file aside and rename it. Raises UserError where the disk is full."""
-    partial = partial_file(file)
     try:
-        partial.write_text(text)
-        os.replace(partial, file)
+        with atomic_write(file) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise disk_error(error, file) from error
-    finally:
-        with suppress(OSError):  # what was told already counts
-            partial.unlink(missing_ok=True)
 
 
 def write_checked(file: Path, content: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
     return f"{value:.4f}" if value < 100 else f"{value:,.0f}"
 
 
-def found(output_dir: Path) -> Iterator[dict[str, Any]]:
+def recorded_results(output_dir: Path) -> Iterator[dict[str, Any]]:
     """The results of an output folder, each with its run's `folder`, the newest first.
 
     A run that a sweep found done before (`skip_finished`) comes again, as one of the sweep's experiment.
@@ -146,7 +146,7 @@ def found(output_dir: Path) -> Iterator[dict[str, Any]]:
 def main(page: str, output_dir: str, *more: str) -> None:
     """The command line."""
     file = Path(page)
-    results = [result for folder in (output_dir, *more) for result in found(Path(folder))]
+    results = [result for folder in (output_dir, *more) for result in recorded_results(Path(folder))]
     write_text(file, fill(file.read_text(), results))
 
 

@@ -20,52 +20,53 @@ def score(cfg: Any) -> dict[str, Any]:
         continuation.
     """
     from data_modules import build_data_module
+    from lightning_modules.config import as_plain, read_config
     from lightning_modules.load import load_language_model, load_module
-    from lightning_modules.options import model_loader, plain
     from lightning_modules.training.trainer import evaluate
-    from lightning_modules.two_models.bridge_assembly import require_data
-    from lightning_modules.two_models.cross_model import require_one_model
+    from registries.option import read_section
+    from studies.config.check import ScoreSettings
     from studies.tools.harness import run_tasks
 
-    cfg = plain(cfg)
-    module = None
-    if cfg["run"] is not None:
-        module = load_module(Path(cfg["run"]))
+    plain = as_plain(cfg)
+    asked, module = read_section(ScoreSettings, plain), None
+    if asked.run is not None:
+        module = load_module(Path(asked.run))
         tokenizer = module.tokenizer
-        if cfg["dataset"]["start_token"] == "auto":
-            cfg["dataset"]["start_token"] = module.start_token  # as in the run
-    else:
-        source = model_loader(cfg)
-        tokenizer = source.tokenizer()
-    if cfg["prompt"] is not None:
-        module = module or load_language_model(cfg, source, tokenizer)
-        (text,) = module.continue_texts([cfg["prompt"]], cfg["samples"]["max_new_tokens"])
-        return {"prompt": cfg["prompt"], "text": text}
-    if cfg["tasks"]:
-        module = module or load_language_model(cfg, source, tokenizer)
-        require_one_model(module, "a task of the harness")
-        options = {key: cfg[key] for key in ("task_path", "limit", "num_fewshot")}
-        return run_tasks(module, cfg["tasks"], **options, batch_size=cfg["dataset"]["batch_size"])
-    data = build_data_module(cfg, tokenizer)
-    module = module or load_language_model(cfg, source, tokenizer)
-    require_data(module, data)
+        if plain["dataset"]["start_token"] == "auto":
+            plain = {**plain, "dataset": {**plain["dataset"], "start_token": module.start_token}}  # as in the run
+    cfg = read_config(plain)
+    if module is None:
+        loader = cfg.model_loader()
+        tokenizer = loader.tokenizer()
+    if asked.prompt is not None:
+        module = module or load_language_model(cfg, loader, tokenizer)
+        (text,) = module.continue_texts([asked.prompt], cfg.samples.max_new_tokens)
+        return {"prompt": asked.prompt, "text": text}
+    if asked.tasks:
+        module = module or load_language_model(cfg, loader, tokenizer)
+        module.require_one_model("a task of the harness")
+        options = {key: getattr(asked, key) for key in ("task_path", "limit", "num_fewshot")}
+        return run_tasks(module, asked.tasks, **options, batch_size=cfg.dataset.batch_size)
+    data = build_data_module(cfg.plain, tokenizer)
+    module = module or load_language_model(cfg, loader, tokenizer)
+    module.require_data(data)
     module.measure(data.token_bytes, data.position_groups())
-    if cfg["run"] is not None:
-        _warn_of_trained_texts(Path(cfg["run"]), cfg)
-    scores = evaluate(module, data.loader(cfg["split"]), cfg["trainer"])
+    if asked.run is not None:
+        _warn_of_trained_texts(Path(asked.run), cfg, asked.split)
+    scores = evaluate(module, data.loader(asked.split), cfg.trainer)
     tokens = sum(count for _, count in module.documents.compute())
-    scored = {"split": cfg["split"], "blocks": len(data.blocks(cfg["split"])), "tokens": tokens}
-    return {**scores, "dataset": data.name, "sha256": data.sha256(cfg["split"]), **scored}
+    scored = {"split": asked.split, "blocks": len(data.blocks(asked.split)), "tokens": tokens}
+    return {**scores, "dataset": data.name, "sha256": data.sha256(asked.split), **scored}
 
 
-def _warn_of_trained_texts(run: Path, cfg: dict[str, Any]) -> None:
+def _warn_of_trained_texts(run: Path, cfg: Any, split: str) -> None:
     """Tell where a run that trained something is scored on documents that it was trained on."""
     from data_modules.trained_texts import warn_of_trained_texts
     from lightning_modules.saved_run import read_run
 
     trained, result = read_run(run)
     if result.get("stages"):
-        warn_of_trained_texts(trained["dataset"], cfg["dataset"], cfg["split"])
+        warn_of_trained_texts(trained.dataset, cfg.dataset, split)
 
 
 def job(cfg: Any) -> float:

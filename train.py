@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -19,48 +19,45 @@ def run(cfg: Any) -> dict[str, Any]:
     Raises:
         UserError: there are not as many processes as devices.
     """
-    from lightning_modules.options import exchanged, plain, with_absolute_paths
+    from lightning_modules.config import read_config
     from lightning_modules.processes import require_processes
     from registries.plugins import import_plugins
     from studies.controls import control_config
     from studies.progress import only_results_on_stdout, show_folder
     from studies.run.jobs import note_job
 
-    cfg = with_absolute_paths(exchanged(plain(cfg)))
-    require_processes(cfg["trainer"]["devices"])
-    import_plugins(cfg["plugins"] or [])  # a parallel launcher runs jobs in processes of their own
+    cfg = read_config(cfg)
+    require_processes(cfg.trainer.devices)
+    import_plugins(cfg.plugins or [])  # a parallel launcher runs jobs in processes of their own
     with only_results_on_stdout():
-        controls = {name: _run_study(control_config(cfg, name)) for name in cfg["controls"] or []}
+        controls = {name: _run_study(control_config(cfg, name)) for name in cfg.controls or []}
         folder = _run_study(cfg, controls, note_job)
     show_folder(folder.path)
     return folder.result
 
 
-def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, opened: Any = None) -> Any:
+def _run_study(cfg: Any, controls: Mapping[str, Any] | None = None, opened: Any = None) -> Any:
     """Run one study, or find it done, and compare it with its controls (name -> folder). Returns its folder.
 
     `opened` is told the path of the folder before anything is run.
     """
+    from dataclasses import replace
+
     from lightning import seed_everything
 
     from data_modules import build_data_module
-    from lightning_modules.options import model_loader
     from lightning_modules.processes import from_first, is_first
+    from studies.config.groups import recipe
     from studies.controls import record_ratios
     from studies.progress import say
     from studies.report.display import show_scores
     from studies.run.recording import open_run, recording
+    from studies.study import Study
 
-    if cfg["adapter"]["name"] != "none":
-        from studies.two_models import study
-    elif cfg["compressor"]["name"] != "none":
-        from studies.soft_tokens import study
-    else:
-        from studies.one_model import study
-    seed_everything(cfg["seed"], workers=True, verbose=False)
-    source = model_loader(cfg)
-    tokenizer = source.tokenizer()
-    data = build_data_module(cfg, tokenizer)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    loader = cfg.model_loader()
+    tokenizer = loader.tokenizer()
+    data = build_data_module(cfg.plain, tokenizer)
     folder = from_first(lambda: open_run(cfg, data.describe()))
     if opened is not None and is_first():
         opened(folder.path)
@@ -68,9 +65,9 @@ def _run_study(cfg: dict[str, Any], controls: dict[str, Any] | None = None, open
         say(f"{folder.path.name} has finished before")
         return folder
     if not is_first():
-        folder, cfg = folder.copied(), {**cfg, "tracking": {"name": "none"}}
+        folder, cfg = folder.copied(), replace(cfg, tracking=None)
     with recording(folder, cfg) as record:
-        study(cfg, source, tokenizer, data, record)
+        recipe(cfg)(Study(cfg, loader, tokenizer, data, record))
         record_ratios(record, controls or {})
         show_scores(folder.result)
     return folder

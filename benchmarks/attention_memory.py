@@ -15,7 +15,7 @@ import torch
 from memory import AliveBytes
 
 from registries import ATTENTION
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape
 
 SHAPE = AttentionShape(num_heads=9, num_kv_heads=3, head_width=64, rotary_width=64)
 REFERENCE_LENGTH = 2048

@@ -10,6 +10,7 @@ ratio stands the one that the saved operations predict: forward passes of the la
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -19,8 +20,8 @@ import torch
 
 import train
 from data_modules import build_data_module
+from lightning_modules.config import read_config
 from lightning_modules.load import load_language_model, operate, workspace
-from lightning_modules.options import model_loader
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Stage
 
@@ -59,12 +60,12 @@ class _Side:
 
     def __init__(self, layer: int, cached: bool, arguments: argparse.Namespace):
         overrides = ["replacement=toroidal", f"replacement.layers=[{layer}]", *arguments.overrides]
-        cfg = train.compose([*overrides, f"activations.cache={str(cached).lower()}"])
-        cfg.cache_dir, cache_dir = tempfile.mkdtemp(), cfg.cache_dir
-        source = model_loader({**cfg, "cache_dir": cache_dir})
-        self.module = load_language_model(cfg, source, source.tokenizer())
+        cfg = read_config(train.compose([*overrides, f"activations.cache={str(cached).lower()}"]))
+        loader = cfg.model_loader()
+        self.module = load_language_model(cfg, loader, loader.tokenizer())
         operate(self.module, cfg)
-        data = build_data_module({**cfg, "cache_dir": cache_dir}, source.tokenizer())
+        data = build_data_module(cfg.plain, loader.tokenizer())
+        cfg = dataclasses.replace(cfg, cache_dir=tempfile.mkdtemp())  # for activations
         self.blocks = data.train_blocks[: arguments.blocks]
         shared = workspace(self.module, cfg, train_blocks=self.blocks)
         self.stages = {

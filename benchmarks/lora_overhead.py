@@ -22,14 +22,13 @@ from torch.nn.functional import cross_entropy
 
 import train
 from data_modules import build_data_module
+from lightning_modules.config import Config, read_config
 from lightning_modules.load import load_language_model, operate, workspace
-from lightning_modules.options import model_loader
-from lightning_modules.options import plain as plain_config
 from lightning_modules.training.stage_plan import build_stages
 from lightning_modules.training.trainer import fit
 from studies.run.curves import CurveFile
-from studies.run.mlflow_run import open_tracking
 from studies.run.run_folder import RunFolder
+from studies.run.trackers import build_tracker
 
 WARM_UP = 5
 
@@ -44,16 +43,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["placement=all_linear", f"dataset.block_size={arguments.length}", *arguments.overrides]
         overrides += [f"dataset.batch_size={arguments.batch}", f"trainer.max_steps={arguments.steps}"]
-        cfg = train.compose([*overrides, "trainer.val_check_interval=null", f"output_dir={folder}"])
+        cfg = read_config(train.compose([*overrides, "trainer.val_check_interval=null", f"output_dir={folder}"]))
         ours, data = _module(cfg)
         plain = PlainLoop(_module(cfg)[0].model, cfg)
         (stage,) = build_stages(cfg, workspace(ours, cfg, identity={}, train_blocks=data.train_blocks)).values()
         ours.begin("next_token", stage)
         clock = InTurn(plain)
-        run = RunFolder.create(Path(folder), "overhead", config=plain_config(cfg))
-        loggers = [CurveFile(run.path), open_tracking(cfg["tracking"], run.path, Path(folder))]
+        run = RunFolder.create(Path(folder), "overhead", config=cfg.plain)
+        tracker = build_tracker(cfg.tracking).open(run.path, Path(folder))
         loader = data.fit_loader(stage.steps, 0, stage.batch_size, "next_token")
-        fit(ours, loader, data.val_dataloader(), cfg["trainer"], Path(folder) / "stage", loggers, [clock])
+        loggers = [CurveFile(run.path), tracker]
+        fit(ours, loader, data.val_dataloader(), cfg.trainer, Path(folder) / "stage", loggers, [clock])
+        tracker.close(run)
     framework, loop = (statistics.median(times[WARM_UP:]) for times in (clock.framework, clock.plain))
     ratios = [a / b for a, b in zip(clock.framework[WARM_UP:], clock.plain[WARM_UP:], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
@@ -65,10 +66,10 @@ def main() -> None:
     print(f"(quartiles {quartiles[0]:.4f} - {quartiles[2]:.4f})")
 
 
-def _module(cfg: Any) -> tuple[Any, Any]:
-    source = model_loader(cfg)
-    tokenizer = source.tokenizer()
-    module, data = load_language_model(cfg, source, tokenizer), build_data_module(cfg, tokenizer)
+def _module(cfg: Config) -> tuple[Any, Any]:
+    loader = cfg.model_loader()
+    tokenizer = loader.tokenizer()
+    module, data = load_language_model(cfg, loader, tokenizer), build_data_module(cfg.plain, tokenizer)
     operate(module, cfg, data)
     return module, data
 
@@ -76,14 +77,14 @@ def _module(cfg: Any) -> tuple[Any, Any]:
 class PlainLoop:
     """A training loop as one writes it by hand."""
 
-    def __init__(self, model: Any, cfg: Any):
+    def __init__(self, model: Any, cfg: Config):
         self.model = model
         self.parameters = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=cfg["optimizer"]["lr"])
-        self.clip = cfg["trainer"]["gradient_clip_val"]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=cfg.optimizer.arguments["lr"])
+        self.clip = cfg.trainer.gradient_clip_val
 
     def step(self, input_ids: torch.Tensor) -> None:
         logits = self.model(input_ids=input_ids, use_cache=False).logits

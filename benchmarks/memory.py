@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from data_modules.batches import ModelInput
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.training.objectives import next_token_nll
@@ -71,7 +72,7 @@ def _step(arguments: argparse.Namespace) -> tuple[int, float]:
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
         text = torch.randint(config.vocab_size, (1, arguments.length))
         for _ in range(2):
-            loss = next_token_nll(model, text, text, arguments.chunk) / (arguments.length - 1)
+            loss = next_token_nll(model, ModelInput(text), text, arguments.chunk) / (arguments.length - 1)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from data_modules.block_settings import check_dataset, dataset_settings
+from data_modules.dataset_settings import DatasetSettings, dataset_group_errors
 from registries.registry import Registry, UserError
 
 if TYPE_CHECKING:
@@ -12,35 +12,33 @@ if TYPE_CHECKING:
 
 DATASETS = Registry("dataset", package="data_modules.datasets")
 
-__all__ = ["DATASETS", "build_data_module", "check"]
+__all__ = ["DATASETS", "build_data_module", "dataset_errors"]
 
 
-def check(dataset: Any) -> list[str]:
+def dataset_errors(group: Any) -> list[str]:
     """Everything wrong with the config group `dataset`, one message each; cheap, and nothing is read or built."""
-    return check_dataset(DATASETS, dataset)
+    return dataset_group_errors(DATASETS, group)
 
 
 def build_data_module(cfg: Any, tokenizer: Any) -> BlockDataModule:
     """The data module of a config.
 
     Args:
-        cfg: a mapping (a plain dict or OmegaConf's) with `dataset` (`name`, the keys of `BlockSettings`, and the
+        cfg: a mapping (a plain dict or OmegaConf's) with `dataset` (`name`, the keys of `DatasetSettings`, and the
             component's own keys), `seed`, `cache_dir`, and optionally `trainer.accumulate_grad_batches`.
         tokenizer: a Hugging Face tokenizer. Synthetic datasets use its length alone, as the vocabulary size.
 
     Raises:
         UserError: everything wrong with `cfg.dataset`, in one error.
     """
-    errors = check(cfg["dataset"])
+    errors = dataset_errors(cfg["dataset"])
     if errors:
         raise UserError(errors)
     from data_modules.data_module import BlockDataModule
 
-    name, settings, arguments = dataset_settings(cfg["dataset"])
-    trainer = cfg.get("trainer") or {}
+    settings, trainer = DatasetSettings.read(cfg["dataset"]), cfg.get("trainer") or {}
     return BlockDataModule(
-        name=name,
-        build_source=lambda: DATASETS.build(name, **arguments),
+        build_corpus=lambda: DATASETS.build(settings.name, **settings.arguments),
         settings=settings,
         tokenizer=tokenizer,
         seed=cfg["seed"],

@@ -19,9 +19,9 @@ class Blocks:
 
     Args:
         tokens: (blocks, block_size), int64.
-        documents: (blocks, block_size), int64: the number of the document that each token is of; -1 for filling.
-        labels: (blocks, block_size), int64: the tokens that are scored, -100 for the others. Where they are given,
-            documents do not see each other; None scores every token, and text is read through from block to block.
+        documents: (blocks, block_size), int64: the number of each token's document; -1 for padding.
+        labels: (blocks, block_size), int64: the tokens that are scored, -100 at all other positions. With labels,
+            documents do not see each other; None scores every token, and text runs on from block to block.
     """
 
     tokens: torch.Tensor
@@ -32,11 +32,11 @@ class Blocks:
         return len(self.tokens)
 
     def select(self, rows: torch.Tensor) -> Blocks:
-        """The blocks with these numbers, (rows,)."""
+        """The blocks with these indices, (rows,)."""
         return Blocks(self.tokens[rows], self.documents[rows], None if self.labels is None else self.labels[rows])
 
     def begun_with(self, start: int | None) -> Blocks:
-        """The same blocks of text, each behind a start token, which is never scored; None leaves them as they are."""
+        """These blocks, each behind a start token, which is never scored; None leaves them as they are."""
         if start is None:
             return self
         tokens = torch.cat([torch.full_like(self.tokens[:, :1], start), self.tokens], 1)
@@ -44,20 +44,20 @@ class Blocks:
 
     @cached_property
     def positions(self) -> torch.Tensor | None:
-        """(blocks, block_size): the place of each token in its document, which is how a model tells documents apart.
+        """(blocks, block_size): the position of each token in its document, by which a model tells documents apart.
 
-        None where they are not kept apart.
+        None where documents are not kept apart.
         """
         if self.labels is None:
             return None
-        places = torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
+        columns = torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
         starts = torch.zeros_like(self.tokens)
-        new = self.documents[:, 1:] != self.documents[:, :-1]
-        starts[:, 1:][new] = places[:, 1:][new]
-        return places - starts.cummax(1).values
+        is_start = self.documents[:, 1:] != self.documents[:, :-1]
+        starts[:, 1:][is_start] = columns[:, 1:][is_start]
+        return columns - starts.cummax(1).values
 
     def row(self, index: int) -> dict[str, torch.Tensor]:
-        """What a model and its loss need of a block."""
+        """The tensors of one block that a model and its loss need."""
         if self.labels is None:
             return {"input_ids": self.tokens[index]}
         return {
@@ -69,21 +69,21 @@ class Blocks:
 
 
 def pack(ids: torch.Tensor, documents: torch.Tensor, block_size: int) -> Blocks:
-    """Ids (tokens,) of documents (tokens,) -> blocks without padding; the remainder is dropped."""
+    """Blocks without padding from ids (tokens,) and their document numbers (tokens,); the remainder is dropped."""
     count = len(ids) // block_size
     rows = [tensor[: count * block_size].reshape(count, block_size).long() for tensor in (ids, documents)]
     return Blocks(*rows)
 
 
 def one_document_each(tokens: torch.Tensor) -> Blocks:
-    """Blocks (blocks, block_size) that have nothing to do with each other."""
+    """Tokens (blocks, block_size) as blocks of which each is a document of its own."""
     return Blocks(tokens, torch.arange(len(tokens))[:, None].expand_as(tokens))
 
 
 def choose_spread(count: int, size: int) -> torch.Tensor:
-    """Numbers of `size` of `count` blocks, in order: one at random of each of `size` equal stretches, always the same.
+    """Indices of `size` of `count` blocks, in order: a random one from each of `size` equal stretches.
 
-    `size` is at most `count`.
+    `size` is at most `count`. Equal arguments give equal indices.
     """
     edges = torch.arange(size + 1) * count // size
     offsets = torch.rand(size, generator=generator("choose_spread"), dtype=torch.float64)
@@ -91,7 +91,7 @@ def choose_spread(count: int, size: int) -> torch.Tensor:
 
 
 def doubling_groups(block_size: int) -> dict[str, slice]:
-    """Groups of positions 0-255, 256-511, 512-1023, ... of a block; the last one ends with the block."""
+    """Groups of the positions 0-255, 256-511, 512-1023, ... of a block; the last group ends with the block."""
     edges = [0, 256]
     while edges[-1] < block_size:
         edges.append(2 * edges[-1])
@@ -105,7 +105,7 @@ def doubling_groups(block_size: int) -> dict[str, slice]:
 
 
 class BlockDataset(Dataset):
-    """Blocks in order, with the documents that they are of."""
+    """Blocks in order, with the document numbers of their tokens."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
@@ -118,9 +118,9 @@ class BlockDataset(Dataset):
 
 
 class EndlessBlocks(Dataset):
-    """Blocks by their position in an endless stream: epoch after epoch, each in an order of its own.
+    """Blocks by their index in an endless stream: epoch after epoch, each epoch in another order.
 
-    What stands at a position depends on (seed, stream, position) alone, so a resumed run carries no state.
+    The block at an index depends on (seed, stream, index) alone, so a resumed run carries no state.
     """
 
     def __init__(self, blocks: Blocks, seed: int, stream: str):
@@ -128,15 +128,15 @@ class EndlessBlocks(Dataset):
         self.seed = seed
         self.stream = stream
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        epoch, place = divmod(position, len(self.blocks))
-        return self.blocks.row(_permutation(len(self.blocks), self.seed, self.stream, epoch)[place])
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        epoch, rank = divmod(index, len(self.blocks))
+        return self.blocks.row(_permutation(len(self.blocks), self.seed, self.stream, epoch)[rank])
 
 
 class StepSampler(Sampler):
-    """Batches of positions for the steps from `start` on.
+    """Batches of indices of `EndlessBlocks` for the steps from `start` on.
 
-    Its length counts the steps before `start` too: after a resume, Lightning goes on counting from the checkpoint.
+    Its length also counts the steps before `start`, since Lightning counts on from the checkpoint after a resume.
     """
 
     def __init__(self, steps: int, start: int, blocks_per_step: int):

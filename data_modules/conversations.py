@@ -1,4 +1,4 @@
-"""Where a value of a record is: a dotted path through nested values and the turns of a conversation."""
+"""Values of a record by a dotted path through nested values and through the turns of a conversation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 ABSENT = object()
 
-# The usual names of who speaks. A turn is {role: user, content: text}, or {from: human, value: text}.
+# The usual names of speakers. A turn is {role: user, content: text}, or {from: human, value: text}.
 ROLES = {
     "user": "user",
     "human": "user",
@@ -24,14 +24,14 @@ ROLES = {
 SPEAKER_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 
 
-class Place(NamedTuple):
-    """What stands at a path.
+class Entry(NamedTuple):
+    """The value of a record at a path.
 
     Attributes:
         column: the path.
-        value: `ABSENT` where there is no such place.
-        turns: the conversation that the value is from; None where it is from none.
-        speaker: whose turn it is: `user`, `assistant`, `system` or another name; None outside of conversations.
+        value: `ABSENT` where the record has no such path.
+        turns: the conversation that holds the value; None for a value outside of conversations.
+        speaker: who speaks in that turn: `user`, `assistant`, `system` or another name; None without a conversation.
     """
 
     column: str
@@ -41,20 +41,19 @@ class Place(NamedTuple):
 
     @property
     def filled(self) -> bool:
-        """Whether it holds more than nothing (null) or blanks."""
-        return not (
-            self.value is ABSENT or self.value is None or (isinstance(self.value, str) and not self.value.strip())
-        )
+        """Whether there is a value, which is neither null nor a text of blanks."""
+        blank = isinstance(self.value, str) and not self.value.strip()
+        return not (blank or self.value is ABSENT or self.value is None)
 
 
-def look_up(row: Mapping[str, Any], column: str) -> Place:
+def look_up(row: Mapping[str, Any], column: str) -> Entry:
     """The value in a column, or at a dotted path through mappings (by key), lists (by number) and conversations.
 
-    In a conversation, `user` is the text of the user's first turn, `assistant` of the first answer to it, and `system`
-    of the system's first turn; a number is any turn.
+    In a conversation, `user` gives the text of the user's first turn, `assistant` the text of the first answer to it,
+    `system` the text of the system's first turn, and a number the turn with that number.
     """
     if column in row:
-        return Place(column, row[column])
+        return Entry(column, row[column])
     value, turns, speaker = row, None, None
     for key in column.split("."):
         if _is_conversation(value):
@@ -64,7 +63,7 @@ def look_up(row: Mapping[str, Any], column: str) -> Place:
             value = turn if key.isdecimal() else _content(turn)
         else:
             value = _member(value, key)
-    return Place(column, value, turns, speaker)
+    return Entry(column, value, turns, speaker)
 
 
 def _is_conversation(value: Any) -> bool:
@@ -77,7 +76,7 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _turn(turns: Sequence[Mapping[str, Any]], key: str) -> Any:
-    """The turn with this number, or the first of this speaker."""
+    """The turn with this number, or the first turn of this speaker."""
     if key.isdecimal():
         return _member(turns, key)
     speakers = [_speaker(turn) for turn in turns]
@@ -91,7 +90,7 @@ def _speaker(turn: Mapping[str, Any]) -> str:
 
 
 def _content(turn: Any) -> Any:
-    """What is said; a table that holds turns of two styles has the keys of both in each, empty in one of them."""
+    """The text of a turn. In a table that mixes two styles of turns, each has the keys of both, and some are empty."""
     return ABSENT if turn is ABSENT else next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
 
 

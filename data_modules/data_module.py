@@ -12,45 +12,31 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from data_modules.block_settings import BlockSettings
 from data_modules.blocks import (
     BlockDataset,
     Blocks,
     EndlessBlocks,
     StepSampler,
-    choose_spread,
     doubling_groups,
-    one_document_each,
-    pack,
 )
-from data_modules.documents import SPLITS, Stream, SyntheticDataset
+from data_modules.corpora import Corpus, Packing, corpus_of
+from data_modules.dataset_settings import DatasetSettings
+from data_modules.documents import SPLITS, SyntheticDataset
 from data_modules.encoding import start_token
-from data_modules.instruction_blocks import IGNORED, assemble, encode
+from data_modules.instruction_blocks import IGNORED
 from data_modules.instructions import InstructionData
-from data_modules.randomness import generator
 from data_modules.tensor_files import tensors_sha256
-from data_modules.tokens import Tokens, token_bytes, tokenize
+from data_modules.tokens import token_bytes
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
-
-WHAT_HAPPENED = {
-    "dropped": "are longer than a block and were left out (a larger dataset.block_size keeps them)",
-    "cut prompts": "are longer than a block: their prompts lost their beginnings",
-    "cut responses": "are longer than a block: their responses lost their ends",
-}
-
-# Which blocks there are does not depend on the run's seed, only the order in which training sees them does: all seeds
-# are scored on the same blocks, and share what is cached for them.
-CONTENT_SEED = 0
 
 
 class BlockDataModule(LightningDataModule):
     """Blocks of tokens (blocks, block_size) for training, validation and test; made at first use.
 
     Args:
-        name: the dataset's registered name.
-        build_source: makes what the component gives: documents by split, `InstructionData`, or a `SyntheticDataset`.
+        build_corpus: makes what the component gives: documents by split, `InstructionData`, or a `SyntheticDataset`.
         seed: decides the order in which training sees the blocks.
         cache_dir: tokens are kept in its folder `tokens`.
         accumulate_grad_batches: batches per optimizer step.
@@ -58,24 +44,22 @@ class BlockDataModule(LightningDataModule):
 
     def __init__(
         self,
-        name: str,
-        build_source: Callable[[], Mapping[str, Any] | InstructionData | SyntheticDataset],
-        settings: BlockSettings,
+        build_corpus: Callable[[], Mapping[str, Any] | InstructionData | SyntheticDataset],
+        settings: DatasetSettings,
         tokenizer: Any,
         seed: int,
         cache_dir: str | Path,
         accumulate_grad_batches: int = 1,
     ):
         super().__init__()
-        self.name = name
-        self.settings = settings
+        self.name, self.settings = settings.name, settings
         self.tokenizer = tokenizer
         self.seed = seed
         self.cache_dir = cache_dir
         self.accumulate_grad_batches = accumulate_grad_batches
         self.warnings: list[str] = []
         self._packs: dict[str, Blocks] = {}
-        self._build_source = build_source
+        self._build_corpus = build_corpus
 
     @property
     def train_blocks(self) -> torch.Tensor:
@@ -107,12 +91,12 @@ class BlockDataModule(LightningDataModule):
 
     def as_prompt(self, text: str) -> str:
         """A text as a model is given it to continue: put into the template of instruction data."""
-        return self._source.as_prompt(text) if isinstance(self._source, InstructionData) else text
+        return self._corpus.as_prompt(text)
 
     @cached_property
     def token_bytes(self) -> torch.Tensor | None:
         """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
-        return None if self._is_synthetic else token_bytes(self.tokenizer)
+        return token_bytes(self.tokenizer) if self._corpus.is_text else None
 
     @cached_property
     def start(self) -> int | None:
@@ -122,11 +106,11 @@ class BlockDataModule(LightningDataModule):
     @property
     def text_size(self) -> int:
         """Tokens of text in a block: all of it, or all behind the start token."""
-        return self.settings.block_size - (self.start is not None)
+        return self._packing.text_size
 
     def position_groups(self, block_size: int | None = None) -> dict[str, slice]:
         """Groups of target positions whose loss is reported apart; target i is a block's token i + 1."""
-        groups = (self._source.position_groups(self.text_size) if self._is_synthetic else None) or {}
+        groups = self._corpus.position_groups()
         if self.start is not None:  # the first token of what was generated is a target too
             groups = {name: slice(part.start + bool(part.start), part.stop + 1) for name, part in groups.items()}
         doubling = doubling_groups(block_size or self.settings.block_size) if self.settings.loss_by_position else {}
@@ -215,101 +199,22 @@ class BlockDataModule(LightningDataModule):
         return {"num_workers": self.settings.num_workers, "generator": torch.Generator()}
 
     @cached_property
-    def _source(self) -> Mapping[str, Any] | InstructionData | SyntheticDataset:
-        source = self._build_source()
-        for message in source.notes if isinstance(source, InstructionData) else ():
+    def _corpus(self) -> Corpus:
+        content = self._build_corpus()
+        for message in content.notes if isinstance(content, InstructionData) else ():
             self._warn(f"dataset {self.name!r}: {message}")
-        return source
+        return corpus_of(content, self._packing)
 
-    @property
-    def _is_synthetic(self) -> bool:
-        return not isinstance(self._source, (Mapping, InstructionData))
+    @cached_property
+    def _packing(self) -> Packing:
+        return Packing(self.settings, self.tokenizer, self.cache_dir, self.start, self._warn)
 
     def _packed(self, split: str) -> Blocks:
         if split not in (*SPLITS, "all"):
             raise UserError(f"split={split!r} is none of: {', '.join(SPLITS)}, all")
         if split not in self._packs:
-            self._packs[split] = self._all() if split == "all" else self._limited(split)
+            self._packs[split] = self._corpus.blocks(split)
         return self._packs[split]
-
-    def _all(self) -> Blocks:
-        if self._is_synthetic:
-            return one_document_each(torch.cat([self.blocks(split) for split in SPLITS]))
-        if isinstance(self._source, InstructionData):
-            return self._examples("all", None)
-        tokens = [self._tokens(split) for split in (["all"] if "all" in self._source else SPLITS)]
-        ids = torch.cat([each.ids for each in tokens])
-        documents = torch.cat([each.documents() for each in tokens])
-        return self._packed_text(ids, documents, "all")
-
-    def _limited(self, split: str) -> Blocks:
-        """The split's blocks, as many as its size asks for (or of that many examples of instruction data)."""
-        size = self.settings.size(split)
-        if isinstance(self._source, InstructionData):
-            return self._examples(split, size)
-        if self._is_synthetic:
-            tokens = self._source.tokens(split, size, self.text_size, len(self.tokenizer), CONTENT_SEED)
-            return one_document_each(tokens).begun_with(self.start)
-        tokens = self._tokens(split)
-        if split == "train":
-            order = torch.randperm(len(tokens.starts) - 1, generator=generator("documents", CONTENT_SEED))
-            tokens = tokens.in_order(order)
-        blocks = self._packed_text(tokens.ids, tokens.documents(), split)
-        if size is None or size == len(blocks):
-            return blocks
-        if size > len(blocks):
-            self._warn(
-                f"dataset {self.name!r} has {len(blocks)} {split} blocks of {self.settings.block_size} tokens, not "
-                f"{size}"
-            )
-            return blocks
-        return blocks.select(torch.arange(size) if split == "train" else choose_spread(len(blocks), size))
-
-    def _examples(self, split: str, size: int | None) -> Blocks:
-        """Blocks of the split's examples: of training at random, of the others spread over all; what is cut is told."""
-        data, block_size = self._source, self.settings.block_size
-        encoded = encode(data.examples[split], self.tokenizer, data.settings, block_size, self.start)
-        for what, count in encoded.counts.items():
-            self._warn(f"dataset {self.name!r}: {count} {split} examples {WHAT_HAPPENED[what]}")
-        rows = encoded.rows
-        if not data.examples[split]:
-            raise UserError(f"dataset {self.name!r} has no {split} examples: give it more records")
-        if not rows:
-            raise UserError(
-                f"dataset {self.name!r} has no {split} example that fits into {block_size} tokens "
-                f"({len(data.examples[split])} do not, with dataset.too_long={data.settings.too_long}): set "
-                "dataset.block_size to more"
-            )
-        if size is not None and size > len(rows):
-            self._warn(f"dataset {self.name!r} has {len(rows)} {split} examples, not {size}")
-        if split == "train":
-            chosen = torch.randperm(len(rows), generator=generator("documents", CONTENT_SEED))[:size]
-        elif split == "all" or size is None or size > len(rows):
-            chosen = torch.arange(len(rows))
-        else:
-            chosen = choose_spread(len(rows), size)
-        return assemble([rows[index] for index in chosen], block_size, data.settings.packing, self._filler())
-
-    def _filler(self) -> int:
-        """The token that fills up blocks: no example sees it."""
-        return next((token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if token), 0)
-
-    def _tokens(self, split: str) -> Tokens:
-        """All tokens of a split; of a stream, as many as its size asks for."""
-        documents = self._source[split]
-        size = self.settings.size(split) if isinstance(documents, Stream) else None
-        return tokenize(documents, self.tokenizer, self.cache_dir, size and size * self.settings.block_size)
-
-    def _packed_text(self, ids: torch.Tensor, documents: torch.Tensor, split: str) -> Blocks:
-        """Blocks of a text that is read through, (tokens,) with the documents that they are of."""
-        blocks, tokens = pack(ids, documents, self.text_size), len(ids)
-        if len(blocks):
-            return blocks.begun_with(self.start)
-        total = sum(len(self._tokens(each).ids) for each in SPLITS)
-        raise UserError(
-            f"dataset {self.name!r} has {tokens} tokens in split {split} ({total} in all splits), and one block needs "
-            f"{self.settings.block_size}: set dataset.block_size to less, or take a longer text with more documents"
-        )
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)

@@ -1,9 +1,9 @@
-"""What a dataset component gives: documents by split, or token blocks made on the spot."""
+"""The corpus that a dataset component gives: documents by split, or token blocks made on the spot."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,24 +19,24 @@ SMALL = 100
 
 @dataclass(frozen=True)
 class Document:
-    """A text that belongs to one split as a whole. The name decides the split where the source has none."""
+    """A text that belongs to one split as a whole. Its name decides the split where the corpus has no splits."""
 
     name: str
     text: str
 
 
 def named_by_content(text: str) -> Document:
-    """A document without a title: it is called after what it holds, so that a file's name decides no split."""
+    """A document named by a hash of its text, so that the name of its file does not decide the split."""
     return Document(hashlib.sha256(text.encode()).hexdigest()[:16], text)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents too many to hold: only as many are read as a size asks for.
+    """Documents that are too many to hold in memory: only as many are read as a size asks for.
 
     Args:
-        origin: names what is read; equal origins must mean equal documents, as the token cache goes by it (the texts
-            cannot be hashed without reading them).
+        origin: name of the documents. Equal origins must mean equal documents, since the token cache cannot hash texts
+            without reading them.
         read: starts reading from the first document.
     """
 
@@ -50,7 +50,7 @@ class TextDataset(Protocol):
     def __call__(self, **arguments: Any) -> dict[str, Sequence[Document] | Stream]:
         """Documents under the keys `train`, `validation` and `test`.
 
-        Where the source has no splits of its own, the key `all` holds the same documents in the source's order.
+        Where the corpus has no splits of its own, the key `all` holds the same documents in their original order.
         """
 
 
@@ -61,7 +61,7 @@ class SyntheticDataset(Protocol):
         """Token ids (count, block_size), int64, with other randomness in every split."""
 
     def position_groups(self, block_size: int) -> dict[str, slice] | None:
-        """Groups of target positions whose loss is reported apart; target i of a block is its token i + 1."""
+        """Groups of targets whose loss is reported apart; target i of a block is its token i + 1."""
 
 
 def split_of(name: str) -> str:
@@ -69,18 +69,41 @@ def split_of(name: str) -> str:
     return _split_at(_fraction(name), SHARES)
 
 
+def by_name(documents: Iterable[Document]) -> dict[str, list[Document]]:
+    """Documents by the split of their names, and all of them in order under `all`."""
+    documents = list(documents)
+    by_split = {split: [document for document in documents if split_of(document.name) == split] for split in SPLITS}
+    return {"all": documents} | by_split
+
+
 def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
     """Documents by split, and all of them in order under `all`.
 
     A document's split is `split_of` its name; documents of the same text go together, so that no text is both trained
-    on and scored. With fewer than 100 different documents, or where a split would stay empty, the hash gives the order
-    and the splits take 80, 10 and 10 %, at least one document each.
+    on and scored. With fewer than 100 different documents, or where a split would stay empty, the documents are ordered
+    by the hash, and the splits take 80, 10 and 10 % of them, at least one each.
     """
     keys = _keys(documents)
     assigned = {key: split_of(key) for key in keys}
     if len(assigned) < SMALL or set(assigned.values()) != set(SPLITS):
         assigned = _split_by_rank(set(keys), SMALL_SHARES)
     return {"all": list(documents)} | _gather(documents, keys, assigned, SPLITS)
+
+
+def drop_trained(splits: dict[str, list[Any]], noun: str) -> list[str]:
+    """Take out of validation and test, in place, every text that is trained on as well.
+
+    Returns:
+        A message for each split that lost some; it calls these objects with a `text` by `noun`.
+    """
+    trained, messages = {document.text for document in splits["train"]}, []
+    for split in ("validation", "test"):
+        kept = [document for document in splits[split] if document.text not in trained]
+        if len(kept) < len(splits[split]):
+            left_out = len(splits[split]) - len(kept)
+            messages.append(f"{left_out} {split} {noun} are trained on as well and were left out")
+            splits[split] = kept
+    return messages
 
 
 def halve(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
@@ -91,13 +114,13 @@ def halve(documents: Sequence[Document]) -> tuple[list[Document], list[Document]
 
 
 def _keys(documents: Sequence[Document]) -> list[str]:
-    """Per document the name that decides its split: that of the first document with the same text."""
-    first: dict[str, str] = {}
-    return [first.setdefault(document.text, document.name) for document in documents]
+    """The name that decides the split of each document: that of the first document with the same text."""
+    names: dict[str, str] = {}
+    return [names.setdefault(document.text, document.name) for document in documents]
 
 
 def _fraction(name: str) -> float:
-    """A number in [0, 1) that only depends on the name."""
+    """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
@@ -106,15 +129,15 @@ def _split_at(fraction: float, shares: dict[str, float]) -> str:
         if fraction < share:
             return split
         fraction -= share
-    return split  # the shares' rounding error
+    return split  # the shares may add up to a little less than 1
 
 
 def _split_by_rank(keys: set[str], shares: dict[str, float]) -> dict[str, str]:
     """Every split but the first gets its share of the keys, at least one; the first gets the rest."""
     ranked = sorted(keys, key=_fraction)
-    first, *others = shares
+    first, *later = shares
     assigned = {}
-    for split in others:
+    for split in later:
         for _ in range(max(1, round(len(keys) * shares[split]))):
             if ranked:
                 assigned[ranked.pop()] = split
@@ -124,7 +147,7 @@ def _split_by_rank(keys: set[str], shares: dict[str, float]) -> dict[str, str]:
 def _gather(
     documents: Sequence[Document], keys: list[str], assigned: dict[str, str], splits: Sequence[str]
 ) -> dict[str, list[Document]]:
-    result: dict[str, list[Document]] = {split: [] for split in splits}
+    by_split: dict[str, list[Document]] = {split: [] for split in splits}
     for document, key in zip(documents, keys, strict=True):
-        result[assigned[key]].append(document)
-    return result
+        by_split[assigned[key]].append(document)
+    return by_split

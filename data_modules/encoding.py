@@ -1,4 +1,4 @@
-"""Text -> token ids: what begins a text, what is text and what is not."""
+"""Text -> token ids: start tokens, plain texts, and prompts with special tokens in them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ StartToken = bool | Literal["auto"]
 
 
 def start_token(tokenizer: Any, setting: StartToken = "auto") -> int | None:
-    """The token that a model is given before every text; None for none.
+    """The token that a model reads before every text; None for no token.
 
-    A model that was trained with one rests its attention on it: without it, Gemma 3 has 2.5 times the perplexity.
+    A model that was trained with a start token rests its attention on it: Gemma 3 without it has 2.5 times the
+    perplexity.
 
     Args:
-        setting: `auto`: the one that the tokenizer itself puts before a text, if it does; `True`: its start token, also
-            where it does not put it there; `False`: none.
+        setting: `auto`: the token that the tokenizer itself puts before a text, if any; `True`: its start token, even
+            if the tokenizer does not put it there; `False`: no token.
 
     Raises:
-        UserError: there is none, or the tokenizer puts several tokens before a text.
+        UserError: the tokenizer has no start token, or puts several tokens before a text.
     """
     if setting is False:
         return None
-    before = _before(tokenizer)
-    if len(before) > 1:
+    prefix = _prefix(tokenizer)
+    if len(prefix) > 1:
         raise UserError(
-            f"this tokenizer puts {len(before)} tokens before a text "
-            f"({', '.join(map(str, tokenizer.convert_ids_to_tokens(before)))}), and a block can start with one: set "
+            f"this tokenizer puts {len(prefix)} tokens before a text "
+            f"({', '.join(map(str, tokenizer.convert_ids_to_tokens(prefix)))}), and a block can start with one: set "
             "dataset.start_token=false"
         )
-    if before or setting == "auto":
-        return before[0] if before else None
+    if prefix or setting == "auto":
+        return prefix[0] if prefix else None
     if tokenizer.bos_token_id is None:
         raise UserError(
             f"dataset.start_token=true: the tokenizer of {len(tokenizer)} tokens has no start token; set it to auto or "
@@ -42,19 +43,19 @@ def start_token(tokenizer: Any, setting: StartToken = "auto") -> int | None:
     return tokenizer.bos_token_id
 
 
-def _before(tokenizer: Any) -> list[int]:
+def _prefix(tokenizer: Any) -> list[int]:
     """The tokens that a tokenizer puts before a text by itself."""
-    plain, whole = (
-        tokenizer(["a"], add_special_tokens=added, verbose=False)["input_ids"][0] for added in (False, True)
+    plain, marked = (
+        tokenizer(["a"], add_special_tokens=special, verbose=False)["input_ids"][0] for special in (False, True)
     )
-    places = (place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
-    return whole[: next(places, 0)]
+    starts = (start for start in range(len(marked)) if marked[start : start + len(plain)] == plain)
+    return marked[: next(starts, 0)]
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts and nothing beside: no start token, no end token, no special token that a text writes out.
+    """The tokens of texts, without start and end tokens.
 
-    A text about tokenizers may contain `<|endoftext|>`; there it is text as all other.
+    A special token that a text writes out (a text about tokenizers may contain `<|endoftext|>`) is plain text.
     """
     if not texts:
         return []
@@ -63,9 +64,9 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], start: int | None) -> list[list[int]]:
-    """The tokens of texts that a model is to continue: each begins with the start token and ends where the text ends.
+    """The tokens of texts that a model is to continue, each with the start token and without an end token.
 
-    A prompt is written for a model, so that a special token that it writes out is one.
+    A prompt is written for a model, so a special token that it writes out is that token.
     """
     if not prompts:
         return []
@@ -74,14 +75,14 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], start: int | None) ->
 
 
 def _behind(start: int | None, tokens: list[int]) -> list[int]:
-    """The tokens of a prompt behind a start token, which it may write out itself."""
+    """The tokens of a prompt behind a start token, unless the prompt writes the start token out itself."""
     return tokens if start is None or tokens[:1] == [start] else [start, *tokens]
 
 
 def encode_filled(tokenizer: Any, prompts: Sequence[Sequence[str]], start: int | None) -> list[list[int]]:
-    """As `encode_prompts`, for prompts in parts: what a template says and what a field says, in turns.
+    """As `encode_prompts`, for prompts in parts: texts of a template and values of fields, in turns.
 
-    A special token in a template is one; in a field it is text that happens to be spelled like it.
+    A special token that a template writes out is that token; in a field it is plain text.
     """
     names = sorted(special_tokens(tokenizer), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, names))) if names else None
@@ -93,16 +94,16 @@ def encode_filled(tokenizer: Any, prompts: Sequence[Sequence[str]], start: int |
 
 
 def _encode_parts(tokenizer: Any, parts: Sequence[str], pattern: re.Pattern) -> list[int]:
-    """The tokens of a prompt of which some field spells a special token."""
+    """The tokens of a prompt in which a field spells a special token."""
     pieces, special = [""], []
     for index, part in enumerate(parts):
         texts = pattern.split(part) if index % 2 == 0 else [part]
         special += pattern.findall(part) if index % 2 == 0 else []
         pieces[-1] += texts[0]
         pieces += texts[1:]
-    texts = encode_texts(tokenizer, pieces)
-    between = [[tokenizer.convert_tokens_to_ids(name)] for name in special]
-    return [token for pair in zip(texts, [*between, []], strict=True) for tokens in pair for token in tokens]
+    plain_ids = encode_texts(tokenizer, pieces)
+    special_ids = [*([tokenizer.convert_tokens_to_ids(name)] for name in special), []]
+    return [token for pair in zip(plain_ids, special_ids, strict=True) for tokens in pair for token in tokens]
 
 
 def special_tokens(tokenizer: Any) -> set[str]:
@@ -112,10 +113,10 @@ def special_tokens(tokenizer: Any) -> set[str]:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, start: int | None) -> list[int]:
-    """The tokens of one prompt, one at least: an empty prompt is the start token, or the end token of a text before it.
+    """The tokens of one prompt, at least one: an empty prompt becomes the start token, or else the end token.
 
     Raises:
-        UserError: the prompt is empty, and there is neither.
+        UserError: the prompt is empty, and the tokenizer has neither of the two.
     """
     (tokens,) = encode_prompts(tokenizer, [prompt], start)
     if tokens:

@@ -14,7 +14,7 @@ NAMES = (
     "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack", "Kate", "Leo", "Maria",
     "Nina", "Oscar", "Paul", "Rosa", "Sam", "Tina", "Victor",
 )  # fmt: skip
-PLACES = (
+CITIES = (
     "Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Tokyo", "Cairo", "Boston", "Chicago", "Dublin",
     "Athens", "Moscow", "Delhi", "Sydney", "Toronto", "Lima", "Oslo", "Prague", "Seattle",
 )  # fmt: skip
@@ -25,10 +25,10 @@ class Question:
     """A question with the context that answers it.
 
     Attributes:
-        context: what is known.
-        question: its beginning, up to where the answer follows.
-        answers: places to choose from, each with the space before it.
-        right: which of them is the answer.
+        context: the facts, one sentence each.
+        question: the question and the beginning of its answer, up to the city's name.
+        answers: names of cities to choose from, each with the space before it.
+        right: index of the right answer.
     """
 
     context: str
@@ -43,17 +43,17 @@ def make_questions(
     """Questions about who lives where.
 
     Args:
-        facts: people in each context. With one, a model needs to have noticed the place; with more, whose it is.
-        choices: answers to choose from, so that guessing is right in 1 / choices; the context's own come first.
-        first_token: of an answer; answers with the same one are not asked for together.
+        facts: people in each context. With one, a model must have noticed the city; with several, also who lives there.
+        choices: answers to choose from, so that guessing is right in 1 / choices; the context's cities come first.
+        first_token: the first token of an answer; answers that begin with the same token are never offered together.
 
     Raises:
-        UserError: there are not so many people, or places that this tokenizer tells apart by their first token.
+        UserError: there are fewer people, or fewer cities that this tokenizer tells apart by their first token.
     """
-    places = list({first_token(f" {place}"): place for place in PLACES}.values())
-    for key, number, most in (("facts", facts, min(len(NAMES), len(places))), ("choices", choices, len(places))):
-        if number > most:
-            raise UserError(f"communication.{key}={number} is more than the {most} that this tokenizer can tell apart")
+    cities = list({first_token(f" {city}"): city for city in CITIES}.values())
+    for key, number, limit in (("facts", facts, min(len(NAMES), len(cities))), ("choices", choices, len(cities))):
+        if number > limit:
+            raise UserError(f"communication.{key}={number} is more than the {limit} that this tokenizer can tell apart")
     draws = generator("facts", seed)
 
     def shuffled(items: Sequence[str]) -> list[str]:
@@ -61,12 +61,12 @@ def make_questions(
 
     questions = []
     for _ in range(count):
-        names, homes = shuffled(NAMES)[:facts], shuffled(places)
-        asked = int(torch.randint(facts, (), generator=draws))
-        others = [home for home in homes if home != homes[asked]][: choices - 1]
-        answers = shuffled([homes[asked], *others])
-        context = " ".join(f"{name} lives in {home}." for name, home in zip(names, homes[:facts], strict=True))
-        question = f" Where does {names[asked]} live? {names[asked]} lives in"
-        right = answers.index(homes[asked])
-        questions.append(Question(context, question, tuple(f" {home}" for home in answers), right))
+        names, homes = shuffled(NAMES)[:facts], shuffled(cities)
+        person = int(torch.randint(facts, (), generator=draws))
+        wrong = [city for city in homes if city != homes[person]][: choices - 1]
+        answers = shuffled([homes[person], *wrong])
+        context = " ".join(f"{name} lives in {city}." for name, city in zip(names, homes[:facts], strict=True))
+        question = f" Where does {names[person]} live? {names[person]} lives in"
+        right = answers.index(homes[person])
+        questions.append(Question(context, question, tuple(f" {city}" for city in answers), right))
     return questions

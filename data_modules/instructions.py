@@ -1,4 +1,4 @@
-"""Instruction data: records -> prompts with responses. What makes blocks of them is `instruction_blocks`."""
+"""Instruction data: records -> prompts with responses. `instruction_blocks` makes blocks of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from data_modules.conversations import ABSENT, Place, look_up
+from data_modules.conversations import ABSENT, Entry, look_up
 from data_modules.tables import as_text, columns_of, first_few
 from registries.registry import UserError, nearest
 
 LossOn = Literal["response", "all"]
 TooLong = Literal["drop", "prompt", "response"]
 
-# The usual names of the columns, best first; `look_up` says what a dot does. A record has the first that is filled.
-COLUMNS = {
+# Field -> the usual names of its column, best first (`look_up` tells what a dot means). The first filled one is read.
+USUAL_COLUMNS = {
     "instruction": ("instruction", "question", "query", "prompt.user", "messages.user", "conversations.user"),
     "input": ("input", "context", "instances.0.input"),
     "response": (
@@ -32,9 +32,9 @@ COLUMNS = {
     ),
     "system": ("system", "system_prompt", "prompt.system", "messages.system", "conversations.system"),
 }
-OPTIONAL = ("input", "system")  # a table may be without them
-SPEAKERS = {"instruction": "user", "response": "assistant"}  # whose turn a field may be
-COMPLETE = "prompt"  # a column of this name holds whole prompts, which no template is put around
+OPTIONAL = ("input", "system")  # fields that a table may lack
+SPEAKERS = {"instruction": "user", "response": "assistant"}  # field of a conversation -> whose turn it must be
+WHOLE_PROMPT = "prompt"  # a column of this name holds whole prompts, which are put into no template
 
 ESCAPE = re.compile(r"\\([ntr\\])")
 ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -42,10 +42,10 @@ ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the response to it. The name decides the split; those of one prompt (`text`) go together.
+    """A prompt and the response to it. The name decides the split; examples of one prompt (`text`) go together.
 
     Args:
-        parts: of the prompt: what the template says and what a field says, in turns; none where the prompt is whole.
+        parts: the prompt as texts of the template and values of fields, in turns; empty for a whole prompt.
     """
 
     name: str
@@ -63,38 +63,35 @@ class Template:
     """How a record becomes a prompt: text with the names of fields in braces.
 
     Args:
-        prompt: for records without an input.
-        prompt_with_input: for records with one.
+        prompt: text for records without an input.
+        prompt_with_input: text for records with an input.
     """
 
     prompt: str
     prompt_with_input: str
 
     def __call__(self, **fields: str) -> str:
-        """The prompt of a record; a field that it does not have is empty."""
+        """The prompt of a record; a field that the record lacks is empty."""
         return "".join(self.parts(**fields))
 
     def parts(self, **fields: str) -> tuple[str, ...]:
-        """The prompt in parts: what the template says and what a field says, in turns."""
-        chosen, formatter = (
-            self.prompt_with_input if fields.get("input", "").strip() else self.prompt,
-            string.Formatter(),
-        )
-        parts = []
-        for literal, name, spec, conversion in formatter.parse(chosen):
+        """The prompt in parts: texts of the template and values of fields, in turns."""
+        text = self.prompt_with_input if fields.get("input", "").strip() else self.prompt
+        formatter, parts = string.Formatter(), []
+        for literal, name, spec, conversion in formatter.parse(text):
             value = "" if name is None else formatter.convert_field(fields.get(name, ""), conversion)
             parts += [literal, format(value, spec or "")]
         return tuple(parts)
 
     def names(self, field: str) -> bool:
-        """Whether one of the two texts asks for a field."""
+        """Whether one of the two texts names a field."""
         return f"{{{field}" in self.prompt or f"{{{field}" in self.prompt_with_input
 
 
 def read_template(prompt: str, prompt_with_input: str) -> Template:
-    r"""A template as it is typed: \n, \t, \r and \\ are a line end, a tab, a carriage return and a backslash.
+    r"""A template from texts in which \n, \t, \r and \\ stand for line end, tab, carriage return and backslash.
 
-    In YAML they are so within double quotes; on a command line nothing else turns them into these characters.
+    In YAML, double quotes do this already; on a command line nothing else does.
     """
     return Template(*(ESCAPE.sub(lambda match: ESCAPED[match[1]], text) for text in (prompt, prompt_with_input)))
 
@@ -104,10 +101,10 @@ class InstructionSettings:
     """How examples become blocks.
 
     Args:
-        loss_on: `response`: only its tokens count, with the end token; `all`: the prompt's too.
-        packing: several examples in a block, none of which sees another; else one example in each.
+        loss_on: `response`: only its tokens and the end token are scored; `all`: the prompt too.
+        packing: several examples in a block, none of which sees another; False: one example in each block.
         too_long: what happens to an example that is longer than a block: `drop` it, cut the start of its `prompt`, or
-            cut the end of its `response`. All of it is counted and told.
+            cut the end of its `response`. The user is told how many there were.
     """
 
     loss_on: LossOn
@@ -117,13 +114,13 @@ class InstructionSettings:
 
 @dataclass(frozen=True)
 class InstructionData:
-    """What an instruction dataset gives.
+    """The corpus of an instruction dataset.
 
     Args:
-        examples: by split, and all in order under `all`.
-        template: that made the prompts; None where the records hold whole prompts.
-        settings: how they become blocks.
-        notes: what the user should know of records that were left out, one line each.
+        examples: split -> its examples; `all` -> all examples in order.
+        template: the template of the prompts; None where the records hold whole prompts.
+        settings: how examples become blocks.
+        notes: messages to the user about unusual records, one line each.
     """
 
     examples: Mapping[str, Sequence[Example]]
@@ -132,12 +129,12 @@ class InstructionData:
     notes: Sequence[str] = ()
 
     def as_prompt(self, instruction: str) -> str:
-        """An instruction as the prompts of this data are written."""
+        """An instruction, put into the template of this data if there is one."""
         return self.template(instruction=instruction) if self.template else instruction
 
 
 def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
-    """A message for each name in the template that is no field of the records."""
+    """Messages for all that is wrong with a template whose records have these fields."""
     errors = []
     for key, text in (("prompt", template.prompt), ("prompt_with_input", template.prompt_with_input)):
         try:
@@ -145,18 +142,18 @@ def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
         except ValueError as error:
             errors.append(f"dataset.{key} is no template: {error}; a brace of its own is written twice")
             continue
-        strange = [name for name in names if name not in fields]
+        unknown = [name for name in names if name not in fields]
         errors += [
             f"dataset.{key} names {{{name}}}, which is no field of the records{nearest(name, fields)} Allowed: "
             f"{', '.join(fields)}; dataset.fields names more"
-            for name in strange
+            for name in unknown
         ]
-        if strange:
+        if unknown:
             continue
         if not names:
             errors.append(f"dataset.{key}={text!r} names no field: every prompt would be the same. Use {{instruction}}")
         try:
-            text.format_map(dict.fromkeys(names, "text"))  # other than the names: what stands after them
+            text.format_map(dict.fromkeys(names, "text"))  # finds errors behind the names, such as {input:d}
         except (ValueError, KeyError, IndexError, AttributeError) as error:
             errors.append(
                 f"dataset.{key}={text!r} is no template: {error}; names in braces stand alone, {{instruction}}"
@@ -165,13 +162,13 @@ def template_errors(template: Template, fields: Sequence[str]) -> list[str]:
 
 
 class Reading(NamedTuple):
-    """What the records of a table gave.
+    """The examples of a table's records.
 
     Attributes:
-        examples: of the records that have a response.
+        examples: one for each record that has a response.
         counts: how many examples have `whole prompts`, `no instruction`, `no input`, `further turns` that are not
-            read, a `system text` that no template names; how many records were left out as they have `no response`, or
-            a `strange turn` where the user's or the assistant's was named.
+            read, or a `system text` that no template names; and how many records were left out because they have
+            `no response`, or a `strange turn` where a turn of the user or of the assistant was asked for.
     """
 
     examples: list[Example]
@@ -183,11 +180,12 @@ def read_examples(
 ) -> Reading:
     """The examples of the rows of a table.
 
-    Each record is read by itself, since a table may be put together from several: of the usual columns of a field, it
-    has the first that is filled, and where it has no instruction but a whole prompt, that is its prompt.
+    Each record is read by itself, since a table may be put together from several: a field is read from the first of
+    its usual columns that is filled, and a whole prompt is used where the record has no instruction.
 
     Args:
-        fields: field -> column, where that is not one of the usual names (`COLUMNS`).
+        label: name of the table; with a row's index it names the example.
+        fields: field -> column, where the column has none of the usual names (`USUAL_COLUMNS`).
 
     Raises:
         UserError: a column is in no row, or holds something else than text.
@@ -198,78 +196,79 @@ def read_examples(
     columns = _columns(rows, fields or {}, label)
     unread = () if template.names("system") else ("system",)
     for index, row in enumerate(rows):
-        places = {field: _first_filled(row, names) for field, names in columns.items()}
-        if not _is_whole(places, fields or {}):
-            places.pop(COMPLETE, None)
+        entries = {field: _first_filled(row, names) for field, names in columns.items()}
+        if not _is_whole(entries, fields or {}):
+            entries.pop(WHOLE_PROMPT, None)
         try:
-            values = {field: _text(places[field], f"{label}:{index}") for field in places if field not in unread}
+            values = {field: _text(entries[field], f"{label}:{index}") for field in entries if field not in unread}
         except UserError as error:
             errors.append(f"{error}. Write it as text, or name another column: dataset.fields.<field>=<column>")
             continue
-        reason = _unusable(places)
-        if reason is None:
+        defect = _defect(entries)
+        if defect is None:
             reading.examples.append(_example(f"{label}:{index}", values, template))
-        reading.counts.update([reason] if reason else _oddities(places, "system" in unread))
+        reading.counts.update([defect] if defect else _oddities(entries, "system" in unread))
     if errors:
         raise UserError(first_few(errors))
     return reading
 
 
-def _is_filled(places: Mapping[str, Place], field: str) -> bool:
-    return field in places and places[field].filled
+def _is_filled(entries: Mapping[str, Entry], field: str) -> bool:
+    return field in entries and entries[field].filled
 
 
-def _is_whole(places: Mapping[str, Place], fields: Mapping[str, str]) -> bool:
-    """Whether a record's prompt is whole: where that is said, and where there is one and no instruction."""
-    return COMPLETE in fields or (_is_filled(places, COMPLETE) and not _is_filled(places, "instruction"))
+def _is_whole(entries: Mapping[str, Entry], fields: Mapping[str, str]) -> bool:
+    """Whether a record has a whole prompt: the user says so, or the record has one and no instruction."""
+    return WHOLE_PROMPT in fields or (_is_filled(entries, WHOLE_PROMPT) and not _is_filled(entries, "instruction"))
 
 
 def _example(name: str, values: Mapping[str, str], template: Template) -> Example:
-    if COMPLETE in values:
-        return Example(name, values[COMPLETE], values["response"])
+    if WHOLE_PROMPT in values:
+        return Example(name, values[WHOLE_PROMPT], values["response"])
     parts = template.parts(**values)
     return Example(name, "".join(parts), values["response"], parts)
 
 
-def _unusable(places: Mapping[str, Place]) -> str | None:
-    """Why a record is left out, if it is."""
-    if any(places[field].speaker not in (None, speaker) for field, speaker in SPEAKERS.items() if field in places):
+def _defect(entries: Mapping[str, Entry]) -> str | None:
+    """The reason for which a record is left out; None for a record that is used."""
+    if any(entries[field].speaker not in (None, speaker) for field, speaker in SPEAKERS.items() if field in entries):
         return "strange turn"
-    return None if places["response"].filled else "no response"
+    return None if entries["response"].filled else "no response"
 
 
-def _oddities(places: Mapping[str, Place], without_system: bool) -> list[str]:
-    """What the user should know of an example; the template may be one without the system's text."""
-    whole = COMPLETE in places
-    turns = {id(place.turns): len(place.turns) for place in places.values() if place.turns is not None}
-    read = {(id(place.turns), place.speaker) for place in places.values() if place.turns is not None}
+def _oddities(entries: Mapping[str, Entry], without_system: bool) -> list[str]:
+    """What is unusual about an example. `without_system`: the template does not name the system's text."""
+    whole = WHOLE_PROMPT in entries
+    turns = {id(entry.turns): len(entry.turns) for entry in entries.values() if entry.turns is not None}
+    read = {(id(entry.turns), entry.speaker) for entry in entries.values() if entry.turns is not None}
     oddities = {
         "whole prompts": whole,
-        "no instruction": not _is_filled(places, COMPLETE if whole else "instruction"),
-        "no input": not whole and not _is_filled(places, "input"),
+        "no instruction": not _is_filled(entries, WHOLE_PROMPT if whole else "instruction"),
+        "no input": not whole and not _is_filled(entries, "input"),
         "further turns": sum(turns.values()) > len(read),
-        "system text": _is_filled(places, "system") and (whole or without_system),
+        "system text": _is_filled(entries, "system") and (whole or without_system),
     }
-    return [oddity for oddity, is_so in oddities.items() if is_so]
+    return [oddity for oddity, applies in oddities.items() if applies]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, str], label: str) -> dict[str, list[str]]:
-    """Field -> the columns that may hold it, best first: those of its usual ones, or the named one, that a row has.
+    """Field -> its columns that are in some row, best first: the usual ones, or the one that `fields` names.
 
     Raises:
-        UserError: a field that must be there has none.
+        UserError: a field that every table needs has no column.
     """
-    usual = {COMPLETE: (COMPLETE,), "response": COLUMNS["response"]} if COMPLETE in fields else dict(COLUMNS)
+    whole = {WHOLE_PROMPT: (WHOLE_PROMPT,)}
+    candidates = {**whole, "response": USUAL_COLUMNS["response"]} if WHOLE_PROMPT in fields else dict(USUAL_COLUMNS)
     if "instruction" not in fields:
-        usual[COMPLETE] = (COMPLETE,)
-    looked_for = {**usual, **{field: (column,) for field, column in fields.items()}}
-    there = columns_of(rows)
-    columns = {field: _present(rows, there, names) for field, names in looked_for.items()}
-    optional = {*OPTIONAL, COMPLETE, *(["instruction"] if columns.get(COMPLETE) else [])} - set(fields)
+        candidates |= whole
+    candidates |= {field: (column,) for field, column in fields.items()}
+    available = columns_of(rows)
+    columns = {field: _present(rows, available, names) for field, names in candidates.items()}
+    optional = {*OPTIONAL, WHOLE_PROMPT, *(["instruction"] if columns.get(WHOLE_PROMPT) else [])} - set(fields)
     missing = [
         f"{label} has no column for the {field} (looked for {', '.join(names)}); it has "
-        f"{', '.join(map(str, there))}. Name it: dataset.fields.{field}=<column>"
-        for field, names in looked_for.items()
+        f"{', '.join(map(str, available))}. Name it: dataset.fields.{field}=<column>"
+        for field, names in candidates.items()
         if not columns[field] and field not in optional
     ]
     if missing:
@@ -277,16 +276,16 @@ def _columns(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, str], label
     return {field: names for field, names in columns.items() if names}
 
 
-def _present(rows: Sequence[Mapping[str, Any]], there: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns of these names that a row has."""
-    likely = [name for name in names if name in there or name.split(".")[0] in there]
+def _present(rows: Sequence[Mapping[str, Any]], available: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names for which some row has a value."""
+    likely = [name for name in names if name in available or name.split(".")[0] in available]
     return [name for name in likely if any(look_up(row, name).value is not ABSENT for row in rows)]
 
 
-def _first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Place:
-    places = [look_up(row, name) for name in names]
-    return next((place for place in places if place.filled), places[0])
+def _first_filled(row: Mapping[str, Any], names: Sequence[str]) -> Entry:
+    entries = [look_up(row, name) for name in names]
+    return next((entry for entry in entries if entry.filled), entries[0])
 
 
-def _text(place: Place, label: str) -> str:
-    return "" if place.value is ABSENT else as_text(place.value, place.column, label)
+def _text(entry: Entry, label: str) -> str:
+    return "" if entry.value is ABSENT else as_text(entry.value, entry.column, label)

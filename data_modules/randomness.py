@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on what was drawn before."""
+"""Random numbers that depend on their purpose alone, never on what was drawn before."""
 
 from __future__ import annotations
 

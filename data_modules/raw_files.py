@@ -1,4 +1,4 @@
-"""Files as they lie on a disk: which there are below a folder, and the text that one holds."""
+"""Files on a disk: the files below a folder, and the text in a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from registries.registry import UserError
 
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
-# By what a file begins with, since its name need not tell: a download may lie there as it was sent.
+# By the first bytes of a file, since a downloaded file may be compressed without a suffix that tells it.
 COMPRESSIONS = {b"\x1f\x8b\x08": gzip.decompress, b"BZh91AY&SY": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress}
 
 # The mark of UTF-32 begins with that of UTF-16, so it is looked for first.
@@ -25,7 +25,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 
-BEGINNING = 8000  # a zero among so many of the first characters means that it is no text (git's rule)
+BEGINNING = 8000  # characters; a file with a zero among them is no text (git's rule)
 
 
 def kind_of(file: Path) -> str:
@@ -35,21 +35,21 @@ def kind_of(file: Path) -> str:
 
 
 def files_below(root: Path) -> list[Path]:
-    """What is no folder below a folder, in the order of the paths; what begins with a dot is hidden.
+    """The files below a folder, sorted by path; names that begin with a dot are left out.
 
-    Linked folders are followed. Each folder is read once, by its own path where it has one below `root`, so that links
-    may form a loop.
+    Linked folders are followed, and each folder is read once (by its own path if it lies below `root`), so links may
+    form a loop.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    files, seen, folders, linked = [], set(), [root], deque()
+    files, visited, folders, linked = [], set(), [root], deque()
     while folders or linked:
         folder = folders.pop() if folders else linked.popleft()
-        place = folder.resolve()
-        if place in seen or place in root.resolve().parents:  # a link upwards leads back here
+        target = folder.resolve()
+        if target in visited or target in root.resolve().parents:  # a link upwards leads back here
             continue
-        seen.add(place)
+        visited.add(target)
         try:
             entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
         except OSError as error:
@@ -67,13 +67,13 @@ def files_below(root: Path) -> list[Path]:
 def read_text(file: Path, encoding: str = "utf-8", advice: str = "") -> str:
     r"""The text of a file, decompressed where it is compressed (gzip, bz2, xz); line ends stay as they are.
 
-    A byte-order mark goes before `encoding`, and is no part of the text.
+    A byte-order mark overrides `encoding` and is no part of the text.
 
     Args:
-        advice: how a user names an encoding, with `{encoding}` in it.
+        advice: for messages, how a user names an encoding, with `{encoding}` in it.
 
     Raises:
-        UserError: it cannot be read, or holds no text in this encoding.
+        UserError: the file cannot be read, or holds no text in this encoding.
     """
     content, encoding = _without_mark(_read(file), encoding)
     try:
@@ -103,7 +103,7 @@ def _read(file: Path) -> bytes:
 
 
 def _without_mark(content: bytes, encoding: str) -> tuple[bytes, str]:
-    """The content after its byte-order mark, and the encoding that this tells."""
+    """The content after its byte-order mark, and the encoding that the mark stands for."""
     for mark, name in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return content[len(mark) :], name
@@ -115,15 +115,15 @@ def _binary(file: Path, advice: str) -> str:
     return f"{file} is no text: it holds zero bytes, as archives and programs do. Unpack or convert it{utf16}"
 
 
-def _undecodable(file: Path, content: bytes, encoding: str, place: int, advice: str) -> str:
-    """What to do about bytes that are not of this encoding: what others make of them shows which is right."""
+def _undecodable(file: Path, content: bytes, encoding: str, offset: int, advice: str) -> str:
+    """The message about a byte that is not of this encoding; it shows the text nearby in other encodings."""
     if b"\0" in content[:BEGINNING]:
         return _binary(file, advice)
-    message = f"{file} is not {encoding} text: byte 0x{content[place]:02x} at offset {place}."
+    message = f"{file} is not {encoding} text: byte 0x{content[offset]:02x} at offset {offset}."
     if not advice:
         return f"{message} Convert it, for example: iconv -f cp1252 -t utf-8"
-    around = content[max(0, place - 10) : place + 20]
-    readings = [f"{name} reads {around.decode(name, errors='replace')!r}" for name in _likely_encodings(content)]
+    excerpt = content[max(0, offset - 10) : offset + 20]
+    readings = [f"{name} reads {excerpt.decode(name, errors='replace')!r}" for name in _likely_encodings(content)]
     return f"{message} Here {', '.join(readings)}. Name the right one, for example {advice.format(encoding='cp1252')}"
 
 

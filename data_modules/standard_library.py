@@ -1,4 +1,4 @@
-"""The source files of the running Python's standard library."""
+"""The code of the running Python's standard library."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Tests, programs and what is installed beside the library; pydoc_data is text that the dataset `pydoc` holds itself.
+# Tests, programs, installed packages, and pydoc_data, whose text the dataset `pydoc` reads itself.
 EXCLUDED_FOLDERS = {
-    "__pycache__",
-    "dist-packages",
-    "ensurepip",
-    "idlelib",
-    "lib2to3",
-    "pydoc_data",
-    "site-packages",
-    "test",
-    "tests",
+    "__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests",
     "turtledemo",
-}
+}  # fmt: skip
 
 
 @cache
 def modules() -> dict[str, str]:
-    """Source text by dotted module name, in the order of the names."""
+    """Dotted module name -> its code, in the order of the names; empty modules are left out."""
     root = Path(sysconfig.get_path("stdlib"))
-    return {name: source for name, file in sorted(_files(root)) if (source := _read(file))}
+    return {name: code for name, file in sorted(_files(root)) if (code := _read(file))}
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -43,5 +35,5 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _read(file: Path) -> str:
-    with tokenize.open(file) as source:  # honours the encoding that a source file declares
-        return source.read()
+    with tokenize.open(file) as stream:  # honours the encoding that the file declares
+        return stream.read()

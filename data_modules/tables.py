@@ -1,4 +1,4 @@
-"""Tables: the records of .json, .jsonl and .parquet files, as they were written."""
+"""Tables: the records of .json, .jsonl and .parquet files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(file: Path) -> list[Mapping[str, Any]]:
-    """The records of a .json, .jsonl or .parquet file. What a value is stands in the file and is not guessed.
+    """The records of a .json, .jsonl or .parquet file; the types of values come from the file and are never guessed.
 
-    A .json or .jsonl file holds a list of records, or one record after the other; a text alone is a record with the
-    column `text`.
+    A .json or .jsonl file holds a list of records, or one record after the other; a text in place of a record is a
+    record with the column `text`.
 
     Raises:
-        UserError: it cannot be read, or holds something else than records.
+        UserError: the file cannot be read, or holds something else than records.
     """
     if kind_of(file) not in TABLE_FORMATS:
         raise UserError(f"{file} holds no table: {', '.join(TABLE_FORMATS)} do")
@@ -40,32 +40,32 @@ def read_rows(file: Path) -> list[Mapping[str, Any]]:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns of all records: one may come late."""
+    """The columns of all records, since the first record may lack some."""
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def as_text(value: Any, column: str, place: str) -> str:
-    """The text in a column of the record at `place`; nothing (null) is an empty text.
+def as_text(value: Any, column: str, label: str) -> str:
+    """The text in a column of the record that `label` names; null gives an empty text.
 
     Raises:
-        UserError: it is no text.
+        UserError: the value is no text.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{place}: column {column!r} holds {_kind(value)}, not text: {_shortened(value)}")
+        raise UserError(f"{label}: column {column!r} holds {_kind(value)}, not text: {_shortened(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(value[error.start]):04x}"
-        raise UserError(f"{place}: column {column!r} holds {half}, half of a character, which is no text") from None
+        raise UserError(f"{label}: column {column!r} holds {half}, half of a character, which is no text") from None
     return value
 
 
 def first_few(messages: Sequence[str], most: int = 5) -> list[str]:
-    """The first messages, and how many more there are: a column may be wrong in every record."""
-    more = [f"and {len(messages) - most} more of the kind"] if len(messages) > most else []
-    return [*messages[:most], *more]
+    """The first messages and the number of those left out, since a column may be wrong in every record."""
+    left_out = len(messages) - most
+    return [*messages[:most], *([f"and {left_out} more of the kind"] if left_out > 0 else [])]
 
 
 def _kind(value: Any) -> str:
@@ -87,12 +87,12 @@ def _read_json(file: Path) -> list[Any]:
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The values that stand one after the other in a text, in lines of their own or not."""
-    decoder, place = json.JSONDecoder(), SPACE.match(text).end()
-    while place < len(text):
-        value, place = decoder.raw_decode(text, place)
+    """The values that stand one after the other in a text, with any white space between them."""
+    decoder, offset = json.JSONDecoder(), SPACE.match(text).end()
+    while offset < len(text):
+        value, offset = decoder.raw_decode(text, offset)
         yield value
-        place = SPACE.match(text, place).end()
+        offset = SPACE.match(text, offset).end()
 
 
 def _read_parquet(file: Path) -> list[Mapping[str, Any]]:

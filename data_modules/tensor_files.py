@@ -12,15 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from registries.partial_files import partial_file
+from registries.partial_files import atomic_write
 from registries.registry import UserError
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, compared with the checksum in its metadata (earlier versions wrote none).
+    """The tensors of a safetensors file, checked by the checksum in its metadata (earlier versions wrote none).
 
     Raises:
-        UserError: it is damaged, or cannot be read.
+        UserError: the file is damaged, or cannot be read.
     """
     try:
         tensors, expected = read_content(file)
@@ -49,16 +49,13 @@ def read_content(file: Path) -> tuple[dict[str, torch.Tensor], str | None]:
 
 
 def save_weights(parameters: Mapping[str, Any], file: Path) -> None:
-    """Write weights as safetensors with a checksum of their content, aside and renamed."""
+    """Write weights as safetensors with a checksum of their content."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_file(file)
     tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
     try:
-        save_file(tensors, partial, metadata={"sha256": tensors_sha256(tensors)})
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            save_file(tensors, partial, metadata={"sha256": tensors_sha256(tensors)})
     except SafetensorError as error:
-        if "os error 28" in str(error):  # a full disk is told in words only
+        if "os error 28" in str(error):  # safetensors reports a full disk in words alone
             raise OSError(errno.ENOSPC, str(error)) from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Documents -> one long sequence of token ids, and the bytes that each token stands for."""
+"""Documents -> one long sequence of token ids; and the bytes of each token of a vocabulary."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Tokens:
 
     Args:
         ids: (tokens,), int32.
-        starts: (documents + 1,), int64: where each document starts in `ids`, and where the last one ends.
+        starts: (documents + 1,), int64: the index in `ids` at which each document starts, and the last one's end.
     """
 
     ids: torch.Tensor
     starts: torch.Tensor
 
     def in_order(self, order: torch.Tensor) -> Tokens:
-        """The same with the documents in another order; `order` (documents,) holds their numbers."""
+        """These tokens with the documents in another order; `order` (documents,) holds the documents' numbers."""
         lengths = self.starts.diff()
-        parts = self.ids.split(lengths.tolist())
-        ids = torch.cat([parts[index] for index in order.tolist()]) if len(order) else self.ids
+        documents = self.ids.split(lengths.tolist())
+        ids = torch.cat([documents[index] for index in order.tolist()]) if len(order) else self.ids
         return Tokens(ids, torch.cat([self.starts[:1], lengths[order].cumsum(0)]))
 
     def documents(self) -> torch.Tensor:
-        """(tokens,), int64: the number of the document that each token is of."""
+        """(tokens,), int64: the number of each token's document."""
         return torch.arange(len(self.starts) - 1).repeat_interleave(self.starts.diff())
 
 
@@ -49,20 +49,20 @@ def tokenize(
 ) -> Tokens:
     """The tokens of documents, from the cache if they were tokenised before.
 
-    Its end token follows every document. A start token stands before every block, not before documents (see
-    `Blocks.begun_with`), and a special token that a document merely writes out is text.
+    The tokenizer's end token follows every document. A start token stands before blocks, not before documents (see
+    `Blocks.begun_with`). A special token that a document writes out is plain text.
 
     Args:
-        limit: read a stream until there are this many tokens; the last document is kept whole. None reads it all.
+        limit: read a stream until there are this many tokens; the last document is kept whole. None reads all of it.
 
     Raises:
         UserError: the cache cannot be written.
     """
     if isinstance(documents, Stream):
-        purpose, read = [documents.origin, limit], documents.read
+        identity, read = [documents.origin, limit], documents.read
     else:
-        purpose, read, limit = [document.text for document in documents], lambda: iter(documents), None
-    key = hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), purpose]).encode()).hexdigest()
+        identity, read, limit = [document.text for document in documents], lambda: iter(documents), None
+    key = hashlib.sha256(json.dumps([FORMAT, tokenizer_fingerprint(tokenizer), identity]).encode()).hexdigest()
     folder = Path(cache_dir).expanduser() / "tokens"
     return Tokens(**cached_tensors(folder / f"{key}.safetensors", lambda: _tokenize(read(), tokenizer, limit)))
 
@@ -74,7 +74,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     else:
         state = json.loads(backend.to_str())
-        # What an earlier call asked for; every call sets it anew.
+        # These are left from an earlier call; every call sets them anew.
         state.pop("truncation", None)
         state.pop("padding", None)
     state = json.dumps([state, tokenizer.eos_token_id], sort_keys=True)
@@ -82,46 +82,46 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the largest number of a token: numbers may be left out between tokens."""
+    """One more than the largest token id, since ids may be left out between tokens."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def token_bytes(tokenizer: Any) -> torch.Tensor:
-    """UTF-8 bytes that each token stands for: (vocabulary,), int64; special tokens stand for none."""
+    """The number of UTF-8 bytes that each token stands for, (vocabulary,), int64; 0 for special tokens."""
     return torch.tensor([len(content or b"") for content in token_contents(tokenizer)])
 
 
 def token_contents(tokenizer: Any) -> list[bytes | None]:
     """The UTF-8 bytes that each token stands for, which may be a part of a character; None for special tokens.
 
-    Exact for byte-level BPE, and for SentencePiece up to the space that some of these tokenizers put before a text.
-    For tokenizers that drop spaces it gives the words alone.
+    They are exact for byte-level BPE, and for SentencePiece but for the space that some of these tokenizers put before
+    a text. For tokenizers that drop spaces they are those of the words alone.
     """
     strings = tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))
     alphabet = _byte_alphabet(tokenizer)
     contents: list[bytes | None] = [_string_content(string or "", alphabet) for string in strings]
-    for index, added in tokenizer.added_tokens_decoder.items():  # these stand for their literal text
-        contents[index] = None if added.special else added.content.encode()
-    for index in tokenizer.all_special_ids:
-        contents[index] = None
+    for token, added in tokenizer.added_tokens_decoder.items():  # these stand for their literal text
+        contents[token] = None if added.special else added.content.encode()
+    for token in tokenizer.all_special_ids:
+        contents[token] = None
     return contents
 
 
 def _tokenize(documents: Iterator[Document], tokenizer: Any, limit: int | None) -> dict[str, torch.Tensor]:
-    parts, lengths, total = [], [], 0
+    pieces, lengths, total = [], [], 0
     while limit is None or total < limit:
-        # A stream may be slow and far longer than the limit: ask for few documents at first.
+        # A stream may be slow and far longer than the limit, so few documents are read at first.
         batch = list(islice(documents, BATCH if limit is None else min(BATCH, 8 + len(lengths))))
         if not batch:
             break
         for ids in _encode([document.text for document in batch], tokenizer):
-            parts.append(torch.tensor(ids, dtype=torch.int32))
+            pieces.append(torch.tensor(ids, dtype=torch.int32))
             lengths.append(len(ids))
             total += len(ids)
             if limit is not None and total >= limit:
                 break
     starts = torch.tensor([0, *lengths]).cumsum(0)
-    return {"ids": torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32), "starts": starts}
+    return {"ids": torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int32), "starts": starts}
 
 
 def _encode(texts: list[str], tokenizer: Any) -> Iterable[list[int]]:

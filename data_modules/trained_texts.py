@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from data_modules import DATASETS
-from data_modules.block_settings import dataset_settings
+from data_modules.dataset_settings import DatasetSettings
 from data_modules.documents import SPLITS
 from data_modules.instructions import InstructionData
 from registries.registry import UserError
@@ -15,12 +14,12 @@ from registries.registry import UserError
 log = logging.getLogger(__name__)
 
 
-def warn_of_trained_texts(trained: Mapping[str, Any], scored: Mapping[str, Any], split: str) -> None:
+def warn_of_trained_texts(trained: DatasetSettings, scored: DatasetSettings, split: str) -> None:
     """Tell how many documents of a split (of instruction data, prompts) are among those that a run could train on.
 
     Args:
-        trained: config group `dataset` of the run.
-        scored: config group `dataset` of what it is scored on.
+        trained: dataset of the run.
+        scored: what it is scored on.
     """
     try:
         known = set(_texts(trained, "train"))
@@ -36,15 +35,14 @@ def warn_of_trained_texts(trained: Mapping[str, Any], scored: Mapping[str, Any],
             count,
             len(texts),
             split,
-            trained["name"],
+            trained.name,
         )
 
 
-def _texts(dataset: Mapping[str, Any], split: str) -> list[str]:
+def _texts(dataset: DatasetSettings, split: str) -> list[str]:
     """The texts of a split; none of what is streamed from the hub or made of random tokens."""
-    name, _, arguments = dataset_settings(dataset)
-    source = DATASETS.build(name, **arguments)
-    splits = source.examples if isinstance(source, InstructionData) else source
+    content = DATASETS.build(dataset.name, **dataset.arguments)
+    splits = content.examples if isinstance(content, InstructionData) else content
     if not isinstance(splits, Mapping):
         return []
     parts = [splits[part] for part in ([split] if split in splits else SPLITS)]

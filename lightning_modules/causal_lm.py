@@ -12,12 +12,12 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, positions_of, scored_labels
 from data_modules.encoding import StartToken, start_token
-from lightning_modules.inputs import batch_rows, model_inputs, positions_of, scored_labels
+from lightning_modules.learning_rate import OptimizerSettings, scaled_lr, schedule_factor
 from lightning_modules.metrics import DocumentNLL, TokenNLL
 from lightning_modules.nll import IGNORED, token_nll
-from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
-from lightning_modules.options import optimizer_options, split
+from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages.stage import Stage, blocks_per_pass
 from lightning_modules.surgery.lora import Placed, train_dropouts
@@ -26,7 +26,6 @@ from lightning_modules.surgery.trained_parameters import thaw
 from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
-from registries.registry import defaults
 
 
 class NonFiniteLoss(Exception):
@@ -43,40 +42,49 @@ class CausalLMModule(LightningModule):
     Args:
         model: a transformers causal LM, before any surgery; `.original` stays as it is now.
         tokenizer: its tokenizer.
-        optimizer: the `optimizer` config group: name, arguments of the optimizer, schedule, warmup_steps, scale_lr,
-            base_batch_size.
+        optimizer: of what is trained; None where nothing is.
         gradient_clip_val: largest norm of the gradients of a step; None does not clip.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
         start_token: what stands before every text, see `data_modules.encoding.start_token`.
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
+        original: the untouched model; None: the model as it is now.
+        surgery, placement: what was done to the model already.
+        token_bytes, position_groups: what is measured, see `measure`.
 
     Attributes:
         surgery: what was done to the model's attention, if anything was.
         placement: LoRA that was placed, if any was.
+        reads_two_models: whether the model reads what a source model makes of the text.
     """
+
+    reads_two_models = False
 
     def __init__(
         self,
         model: nn.Module,
         tokenizer: Any,
-        optimizer: Mapping[str, Any] | None = None,
+        optimizer: OptimizerSettings | None = None,
         gradient_clip_val: float | None = None,
         gradient_checkpointing: bool = False,
         start_token: StartToken = "auto",
         seed: int = 0,
+        original: nn.Module | None = None,
+        surgery: Surgery | None = None,
+        placement: Placed | None = None,
+        token_bytes: Tensor | None = None,
+        position_groups: Mapping[str, slice] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds only what trained
         self.model, self.tokenizer, self.start_token = model, tokenizer, start_token
-        self.original = twin(model)
-        self.surgery: Surgery | None = None
-        self.placement: Placed | None = None
-        self.optimizer_options = dict(optimizer or {"name": "adamw"})
+        self.original = twin(model) if original is None else original
+        self.surgery, self.placement = surgery, placement
+        self.optimizer_settings = optimizer
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
         self.stage_name = ""
-        self.measure()
+        self.measure(token_bytes, position_groups)
 
     def measure(self, token_bytes: Tensor | None = None, position_groups: Mapping[str, slice] | None = None) -> None:
         """Set what is measured beside loss, perplexity and accuracy.
@@ -85,9 +93,34 @@ class CausalLMModule(LightningModule):
             token_bytes: (vocabulary,) UTF-8 bytes of each token, for bits per byte.
             position_groups: name -> slice of target positions whose loss is reported apart.
         """
-        self.position_groups = dict(position_groups or {})
+        self.token_bytes, self.position_groups = token_bytes, dict(position_groups or {})
         self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
         self.documents = DocumentNLL()
+
+    def construction(self) -> dict[str, Any]:
+        """The arguments that make another module of the same model, with what was done to it."""
+        return {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "optimizer": self.optimizer_settings,
+            "gradient_clip_val": self.gradient_clip_val,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "start_token": self.start_token,
+            "seed": self.seed,
+            "original": self.original,
+            "surgery": self.surgery,
+            "placement": self.placement,
+            "token_bytes": self.token_bytes,
+            "position_groups": self.position_groups,
+        }
+
+    def require_data(self, data: Any) -> None:
+        """Raise UserError unless the module can be scored on these data."""
+
+    def require_one_model(self, what: str) -> None:
+        """Raise UserError for a module of two models."""
+        if self.reads_two_models:
+            raise UserError(f"{what} is of one model, and this run has two (the source would be left out)")
 
     @cached_property
     def start(self) -> int | None:
@@ -124,14 +157,13 @@ class CausalLMModule(LightningModule):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        given, arguments = split(self.optimizer_options, optimizer_options)
-        shared, steps = {**defaults(optimizer_options), **given}, self.stage.steps
-        arguments["lr"] = scaled_lr(self.stage.lr, shared["scale_lr"], self.stage.batch_size, shared["base_batch_size"])
-        arguments["parameters"] = list(self.trained_parameters().values())
-        optimizer = OPTIMIZERS.build(self.optimizer_options["name"], **arguments)
-        warmup = max(1, steps // 20) if shared["warmup_steps"] is None else shared["warmup_steps"]
+        settings, stage = self.optimizer_settings, self.stage
+        lr = scaled_lr(stage.lr, settings.scale_lr, stage.batch_size, settings.base_batch_size)
+        parameters = list(self.trained_parameters().values())
+        optimizer = OPTIMIZERS.build(settings.name, **{**settings.arguments, "lr": lr, "parameters": parameters})
+        warmup = max(1, stage.steps // 20) if settings.warmup_steps is None else settings.warmup_steps
         factor = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, steps, shared["schedule"], warmup)
+            optimizer, lambda step: schedule_factor(step, stage.steps, settings.schedule, warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": factor}
 
@@ -153,12 +185,12 @@ class CausalLMModule(LightningModule):
         of_step = max(1, _scored_tokens(batch))
         sums = Counter(loss=torch.zeros((), device=self.device), terms=torch.zeros((), device=self.device))
         optimizer.zero_grad()
-        for each in passes:
-            with self._gradients_stay() if each is not passes[-1] else nullcontext():
-                loss, count, parts = self.stage.loss(self.model, each)
+        for microbatch in passes:
+            with self._gradients_stay() if microbatch is not passes[-1] else nullcontext():
+                loss, count, parts = self.stage.loss(self.model, microbatch)
                 # Weighted by its share of the step's scored tokens, not as one of several equal passes; of the
                 # processes, whose gradients are averaged, each gives its share too.
-                self.manual_backward(loss / max(1, count) * (_scored_tokens(each) * processes / of_step))
+                self.manual_backward(loss / max(1, count) * (_scored_tokens(microbatch) * processes / of_step))
             sums.update({"loss": loss.detach(), "terms": count, **parts})
         if processes > 1:
             sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}
@@ -194,7 +226,7 @@ class CausalLMModule(LightningModule):
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """(batch, length, vocabulary) for a batch."""
-        inputs, mask = model_inputs(batch_rows(batch)), batch.get("attention_mask")
+        inputs, mask = ModelInput.of(batch).arguments, batch.get("attention_mask")
         if mask is not None:
             inputs = {"position_ids": positions_of(mask), **inputs, "attention_mask": mask}
         return self.model(**inputs, use_cache=False).logits

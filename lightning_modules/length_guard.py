@@ -14,8 +14,8 @@ from registries.registry import UserError
 
 def length_limit(model: nn.Module) -> LengthLimit | None:
     """The limit of a model's family; None where there is none, or where the family is not known."""
-    known = model.config.get_text_config().model_type in ARCHITECTURES
-    return shape_of(model.config).limit if known else None
+    is_known = model.config.get_text_config().model_type in ARCHITECTURES
+    return shape_of(model.config).limit if is_known else None
 
 
 def guard_length(model: nn.Module) -> nn.Module:

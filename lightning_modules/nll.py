@@ -41,7 +41,7 @@ def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
         (rows,) in nats; 0 where a target is not scored.
     """
     pairs = _in_cache(logits, targets)
-    nll = [cross_entropy(each.float(), wanted, ignore_index=IGNORED, reduction="none") for each, wanted in pairs]
+    nll = [cross_entropy(piece.float(), ids, ignore_index=IGNORED, reduction="none") for piece, ids in pairs]
     return torch.cat(nll)
 
 
@@ -60,20 +60,20 @@ def token_divergence(logits: Tensor, own: Tensor, temperature: float = 1.0) -> T
         return (part.float() / temperature).log_softmax(-1)
 
     distances = [
-        kl_div(log_probabilities(part), log_probabilities(theirs), reduction="none", log_target=True).sum(-1)
-        for part, theirs in _in_cache(logits, own)
+        kl_div(log_probabilities(part), log_probabilities(own_part), reduction="none", log_target=True).sum(-1)
+        for part, own_part in _in_cache(logits, own)
     ]
     return torch.cat(distances)
 
 
-def _in_cache(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_cache(logits: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of logits with those that belong to them, so many at a time that they stay in a processor's cache.
 
     A GPU that trains takes all at once: it has no use for more and smaller kernels.
     """
     whole = logits.is_cuda and logits.requires_grad
     rows = len(logits) if whole else max(1, CHUNK_LOGITS // logits.shape[1])
-    return zip(logits.split(rows), others.split(rows), strict=True)
+    return zip(logits.split(rows), partner.split(rows), strict=True)
 
 
 def perplexity(nll: float) -> float:

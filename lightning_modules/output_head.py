@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_modules.inputs import model_inputs
+from data_modules.batches import ModelInput
 from registries.architectures import ARCHITECTURES
 
 
-def final_states(model: nn.Module, rows: Tensor) -> Tensor:
+def final_states(model: nn.Module, inputs: ModelInput) -> Tensor:
     """Hidden states that go into the output head, (batch, length, hidden)."""
-    return model.base_model(**model_inputs(rows), use_cache=False).last_hidden_state
+    return model.base_model(**inputs.arguments, use_cache=False).last_hidden_state
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:

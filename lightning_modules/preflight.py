@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.inputs import positions_of
+from data_modules.batches import ModelInput, positions_of
 from lightning_modules.length_guard import length_limit
 from lightning_modules.nll import token_nll
 from lightning_modules.output_head import final_states, output_logits
@@ -22,7 +22,9 @@ LENGTH = 24  # or as many as the model reads
 # batch, where the arithmetic is the same, and so exactly; the others compare differently shaped computations. Rounding
 # grows in a model with many new layers (SmolLM2 with all 30 at depth 2, in bf16: 0.11), see `check`.
 EXACT = 1e-6
-OWN = 0.01  # of training's logits from the model's own: the same computation, up to the order of scaling in bf16
+OWN_DIFFERENCE = (
+    0.01  # of training's logits from the model's own: the same computation, up to the order of scaling in bf16
+)
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
@@ -147,13 +149,13 @@ def require_own_logits(model: nn.Module) -> None:
     was_training = model.training
     tokens = probe(model.eval())
     own = model(input_ids=tokens, labels=tokens, use_cache=False)  # labels, for once: to see the family's own loss
-    ours = output_logits(model, final_states(model, tokens))
+    logits = output_logits(model, final_states(model, ModelInput(tokens)))
     model.train(was_training)
-    pairs = {"logits": (ours, own.logits), "loss": (token_nll(ours, tokens).mean(), own.loss)}
+    pairs = {"logits": (logits, own.logits), "loss": (token_nll(logits, tokens).mean(), own.loss)}
     for name, (computed, expected) in pairs.items():
         scale = expected.float().abs().max().clamp_min(1e-12)
         relative = ((computed.float() - expected.float()).abs().max() / scale).item()
-        if relative > OWN:  # what is not a number is an outcome of its own
+        if relative > OWN_DIFFERENCE:  # what is not a number is an outcome of its own
             raise UserError(
                 f"the {name} of this {model.config.model_type!r} model, as training computes it from the final hidden "
                 f"states, differs from the model's own by {relative:.2g} of the largest: the family changes what its "

@@ -15,7 +15,7 @@ from registries.registry import UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)  # for the others to wait, while the first one scores
+WAITING_TIME = timedelta(days=7)  # for the others to wait, while the first one scores
 
 _alone = False  # whether the first process is at something that the others wait for
 
@@ -56,17 +56,17 @@ def from_first(compute: Callable[[], T]) -> T:
     from torch import device, distributed
 
     _join()
-    told = [None, None]
+    outcome = [None, None]
     if is_first():
         _alone = True
         try:
-            told[0] = compute()
+            outcome[0] = compute()
         except Exception as error:
-            told[1] = error
+            outcome[1] = error
         finally:
             _alone = False
-    distributed.broadcast_object_list(told, device=device("cpu"))
-    value, error = told
+    distributed.broadcast_object_list(outcome, device=device("cpu"))
+    value, error = outcome
     if error is not None:
         raise error
     return value
@@ -81,5 +81,5 @@ def _join() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        distributed.init_process_group(backend, timeout=WAITING_TIME)
         atexit.register(distributed.destroy_process_group)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import positions_of
 from data_modules.encoding import encode_prompt
-from lightning_modules.inputs import positions_of
 from lightning_modules.length_guard import length_limit
 from registries.registry import UserError
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.config import Config, read_config
 from registries import UserError
 
 log = logging.getLogger(__name__)
 
 CONFIG_KEYS = ("model", "replacement", "dataset", "optimizer", "trainer", "seed", "plugins", "cache_dir")
-LATER_GROUPS = ("placement", "adapter", "compressor", "source")  # which the configs of earlier versions do not have
 
 
-def read_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of a run, with all groups that there are now, and its result.
+def read_run(run_dir: Path) -> tuple[Config, dict[str, Any]]:
+    """The config of a run and its result.
 
     Raises:
         UserError: the folder is no run's, or both say too little.
@@ -26,10 +26,10 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
     result = _read_mapping(run_dir / "result.json", ("status",))
-    return {group: {"name": "none"} for group in LATER_GROUPS} | _read_config(run_dir, result), result
+    return read_config(_read_plain(run_dir, result)), result
 
 
-def _read_config(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+def _read_plain(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run; where its own file is damaged, as `result.json` holds it too."""
     try:
         return _read_mapping(run_dir / "config.yaml", CONFIG_KEYS)

@@ -16,18 +16,38 @@ ARCHITECTURES = Registry("model family")
 
 
 @dataclass(frozen=True)
+class AttentionShape:
+    """What an attention replacement must know of the layer it works in.
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key and value heads; fewer than `num_heads` where they are grouped.
+        head_width: channels of one head.
+        rotary_width: how many leading channels of a head the rotary codes turn (0: the family has none). Channel m
+            forms a pair with channel m + rotary_width / 2, as in all supported families.
+        rotary_base: base of the geometric series of rotary frequencies.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    rotary_width: int = 0
+    rotary_base: float = 10_000.0
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Where the parts of one model family are.
+    """The module paths of one model family.
 
     Attributes:
         blocks: path from the causal LM to its list of blocks.
         attention: path from a block to its attention layer.
         roles: role -> path from a block to the linear layer that plays it.
         key_names: config key -> this family's name for it, where that differs from Llama's.
-        defaults: config key -> what a config that leaves it out means, where such configs are about.
-        transposed: whether its linear layers hold weights as (inputs, outputs).
-        logits: a function from (what the output head gives, the model's config) to the logits, for families that change
-            them after the head (Granite divides them by `logits_scaling`); None: they are the logits.
+        defaults: config key -> its value in configs that leave it out.
+        transposed: whether the linear layers hold weights as (inputs, outputs).
+        logits: a function from (output of the output head, the model's config) to the logits, for families that change
+            them after the head (Granite divides them by `logits_scaling`); None: the output is the logits.
     """
 
     blocks: str
@@ -48,7 +68,7 @@ class Architecture:
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The role map of a family. Raises UserError that says how to add one when the family is unknown."""
+    """The role map of a family. Raises UserError for an unknown family; the message says how to add one."""
     if model_type not in ARCHITECTURES:
         raise UserError(
             f"model family {model_type!r} is not known. Known: {', '.join(ARCHITECTURES.names())}. To add it, register "
@@ -62,16 +82,16 @@ def resolve_roles(architecture: Architecture, roles: Sequence[str]) -> list[str]
     """The roles that role names and prefixes (`attention`, `mlp.up`) stand for, in the family's order.
 
     Raises:
-        UserError: one of them names nothing in this family.
+        UserError: a name stands for no role of this family.
     """
     known = list(architecture.roles)
-    chosen = set()
+    resolved = set()
     for name in roles:
-        named = {role for role in known if role == name or role.startswith(f"{name}.")}
-        if not named:
+        matching = {role for role in known if role == name or role.startswith(f"{name}.")}
+        if not matching:
             raise UserError(f"role {name!r} is none of this model's{nearest(name, known)} Allowed: {', '.join(known)}")
-        chosen |= named
-    return [role for role in known if role in chosen]
+        resolved |= matching
+    return [role for role in known if role in resolved]
 
 
 def modules_of_roles(architecture: Architecture, roles: Sequence[str], layers: Sequence[int]) -> list[str]:
@@ -104,7 +124,7 @@ _GEMMA3_DEFAULTS = {
     "max_position_embeddings": 131_072,
     "sliding_window_pattern": 6,
 }
-for _family in ("gemma3_text", "gemma3"):  # of a multimodal model, the language model is read
+for _family in ("gemma3_text", "gemma3"):  # the second is multimodal; its language model is read
     ARCHITECTURES.register(_family)(Architecture("model.layers", "self_attn", _LLAMA_ROLES, defaults=_GEMMA3_DEFAULTS))
 
 ARCHITECTURES.register("phi")(

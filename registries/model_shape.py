@@ -6,32 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from registries.architectures import architecture_of
+from registries.architectures import AttentionShape, architecture_of
 from registries.registry import UserError
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """What an attention replacement must know of the layer it works in.
-
-    Attributes:
-        num_heads: query heads.
-        num_kv_heads: key and value heads; fewer than `num_heads` where they are grouped.
-        head_width: channels of one head.
-        rotary_width: how many leading channels of a head the rotary codes turn (0: the family has none). Channel m
-            forms a pair with channel m + rotary_width / 2, as in all supported families.
-        rotary_base: base of the geometric series of rotary frequencies.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    rotary_width: int = 0
-    rotary_base: float = 10_000.0
-
-
 class LengthLimit(NamedTuple):
-    """The longest text that a model reads as it reads all others: how many tokens, and what they are in words."""
+    """The number of tokens up to which a model reads all texts alike, and what limits them, in words."""
 
     tokens: int
     words: str
@@ -39,9 +19,9 @@ class LengthLimit(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model's dimensions, read from its config alone (no weights).
+    """A causal language model's dimensions.
 
-    `rotary_bases` holds one rotary base per layer, since some families mix two. `limit` is None where texts may be of
+    `rotary_bases` holds one rotary base per layer, since some families mix two. `limit` is None where texts may have
     any length.
     """
 
@@ -66,19 +46,19 @@ class ModelShape:
 
 
 def shape_of(config: Any) -> ModelShape:
-    """The shape of a model from its config, given as a mapping (a parsed `config.json`) or as a transformers config.
+    """The shape of a model from its config: a mapping (a parsed `config.json`) or a transformers config.
 
     Raises:
         UserError: the family is unknown, or the config lacks a key or has a wrong value.
     """
     raw = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    language_part = _mapping(raw, "text_config") or raw  # of a multimodal config
-    raw = {"model_type": raw.get("model_type", "(none)"), **language_part}
+    language_config = _mapping(raw, "text_config") or raw  # a multimodal config holds that of its language model
+    raw = {"model_type": raw.get("model_type", "(none)"), **language_config}
     family = raw["model_type"]
     architecture = architecture_of(family)
     raw = {**architecture.defaults, **raw}
 
-    def value(key: str, default: int | None = None) -> int:
+    def dimension(key: str, default: int | None = None) -> int:
         name = architecture.key_names.get(key, key)
         number = default if raw.get(name) is None else raw[name]
         if number is None:
@@ -87,23 +67,24 @@ def shape_of(config: Any) -> ModelShape:
             raise UserError(f"the config of this {family!r} model says {name}: {number!r}, not a number from 1 on")
         return number
 
-    num_heads, hidden_size, num_layers = value("num_attention_heads"), value("hidden_size"), value("num_hidden_layers")
-    head_width = value("head_dim", hidden_size // num_heads)
+    num_heads, hidden_size = dimension("num_attention_heads"), dimension("hidden_size")
+    num_layers = dimension("num_hidden_layers")
+    head_width = dimension("head_dim", hidden_size // num_heads)
     bases, fraction = _rotary(raw, num_layers)
     rotary_width = 0 if family == "gpt2" else int(head_width * fraction)
-    max_positions = value("max_position_embeddings")
+    max_positions = dimension("max_position_embeddings")
     return ModelShape(
         family=family,
         num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=num_heads,
-        num_kv_heads=value("num_key_value_heads", num_heads),
+        num_kv_heads=dimension("num_key_value_heads", num_heads),
         head_width=head_width,
         rotary_width=rotary_width,
         rotary_bases=bases,
-        vocab_size=value("vocab_size"),
+        vocab_size=dimension("vocab_size"),
         max_positions=max_positions,
-        intermediate_size=value("intermediate_size", 4 * hidden_size),
+        intermediate_size=dimension("intermediate_size", 4 * hidden_size),
         limit=_length_limit(raw, max_positions, learned=not rotary_width),
     )
 
@@ -123,14 +104,16 @@ def linear_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
         "mlp.down": (mlp, hidden),
     }
     roles = architecture_of(shape.family).roles
-    strange = [role for role in roles if role not in sizes]
-    if strange:
-        raise UserError(f"the size of role {strange[0]!r} of {shape.family} is not known. Known: {', '.join(sizes)}")
+    unknown = [role for role in roles if role not in sizes]
+    if unknown:
+        raise UserError(f"the size of role {unknown[0]!r} of {shape.family} is not known. Known: {', '.join(sizes)}")
     return {role: sizes[role] for role in roles}
 
 
-# The share of a head's channels that older configs of these families turn when they do not say it.
+# The share of a head's channels that is turned where older configs of these families do not say it.
 _PARTIAL_ROTARY = {"phi": 0.5, "gpt_neox": 0.25}
+# Values that multimodal configs of Gemma 3 leave out of their `text_config`, as transformers understands them.
+_LOCAL_BASE, _GLOBAL_BASE = 10_000.0, 1_000_000.0
 
 
 def _rotary(raw: Mapping[str, Any], num_layers: int) -> tuple[tuple[float, ...], float]:
@@ -169,23 +152,19 @@ def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _length_limit(raw: Mapping[str, Any], max_positions: int, learned: bool) -> LengthLimit | None:
-    """Up to which length a text's beginning is read as it is read alone.
+    """The length up to which the beginning of a longer text is read as it is read alone.
 
-    Rotary codes that follow the length (`dynamic`, `longrope`) turn a token otherwise in a longer text; and
-    transformers keeps the codes of the longest text that a model has read for those after it.
+    Rotary codes that follow the length (`dynamic`, `longrope`) turn a token differently in a longer text, and
+    transformers keeps the codes of the longest text that a model has read for the texts after it.
     """
     if learned:
         return LengthLimit(max_positions, f"the {max_positions} positions that this model learned")
     rope, older = _mapping(raw, "rope_parameters"), _mapping(raw, "rope_scaling")
-    for part in (rope, older, *(kind for kind in rope.values() if isinstance(kind, Mapping))):
-        name = str(part.get("rope_type") or part.get("type"))
+    for scaling in (rope, older, *(kind for kind in rope.values() if isinstance(kind, Mapping))):
+        name = str(scaling.get("rope_type") or scaling.get("type"))
         if "dynamic" in name or name == "longrope":
-            known = [part.get("original_max_position_embeddings"), raw.get("original_max_position_embeddings")]
-            tokens = max_positions if "dynamic" in name else next(filter(None, known), max_positions)
+            original = scaling.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
+            tokens = max_positions if "dynamic" in name else original or max_positions
             words = f"the {tokens} tokens up to which its rotary codes (rope_type {name}) are the same for all texts"
             return LengthLimit(tokens, words)
     return None
-
-
-# What multimodal configs of Gemma 3 leave out of their `text_config`, as transformers understands it.
-_LOCAL_BASE, _GLOBAL_BASE = 10_000.0, 1_000_000.0

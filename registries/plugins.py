@@ -16,10 +16,10 @@ def plugin_names() -> list[str]:
 
 
 def import_plugins(modules: Sequence[str]) -> list[Path]:
-    """Import what the entry-point group `graftlab.components` names, then the given modules.
+    """Import the modules that the entry-point group `graftlab.components` names, then these modules.
 
     Returns:
-        The `conf/` folders that lie beside these modules; their config groups are put on Hydra's search path.
+        The `conf/` folders beside all of these modules, for Hydra's search path.
 
     Raises:
         UserError: a module cannot be imported.

@@ -17,7 +17,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -25,9 +25,9 @@ from typing import Any
 
 
 class UserError(Exception):
-    """An error that the user can mend: its message alone names the value, what is allowed, and what to do.
+    """An error that the user can mend: its message names the value, what is allowed, and what to do.
 
-    The entry points print it without a traceback. `messages` holds one line per error found.
+    The entry points print it without a traceback. `messages` holds one line per error.
     """
 
     def __init__(self, messages: str | Iterable[str]):
@@ -36,26 +36,26 @@ class UserError(Exception):
 
 
 def is_there(path: str, folder: bool = False) -> bool:
-    """Whether the file or folder (or the folder, if that is asked for) that a user named is there; `~` is the home.
+    """Whether a user's path leads to a file or folder, or to a folder if `folder`; `~` is the home.
 
-    An empty name is not there, nor one that no file system takes: too long, or below the home of an unknown user.
+    An empty name leads nowhere, nor does a name that no file system takes: too long, or below an unknown user's home.
     """
     try:
-        place = Path(path).expanduser()
-        return bool(path) and (place.is_dir() if folder else place.exists())
+        location = Path(path).expanduser()
+        return bool(path) and (location.is_dir() if folder else location.exists())
     except (OSError, RuntimeError, ValueError):
         return False
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence about a wrong name: `; did you mean 'toroidal'?`, or a full stop where none is near."""
+    """The end of a sentence about a wrong name: `; did you mean 'toroidal'?`, or a full stop without a near match."""
     matches = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else "."
 
 
 @dataclass(frozen=True)
 class Component:
-    """A registered object with the place it was defined at and its optional extra check."""
+    """A registered object with its optional check, and the file and line of its definition."""
 
     name: str
     target: Any
@@ -67,7 +67,7 @@ class Registry:
     """Components of one kind, by name.
 
     Args:
-        kind: what a component is, for error messages ("attention replacement").
+        kind: noun for a component in error messages ("attention replacement").
         package: a package whose modules are imported at the first look-up, so that a new component is one new file.
     """
 
@@ -77,21 +77,21 @@ class Registry:
         self._components: dict[str, Component] = {}
 
     def register(self, name: str, check: Callable[..., list[str]] | None = None) -> Callable[[Any], Any]:
-        """Decorator that makes an object known as `name`.
+        """Decorator that registers an object as `name`.
 
-        `check(**arguments)` may look at the arguments together with what else is known before anything is built (the
-        model's shape, say) and returns a message for each thing that is wrong.
+        `check(**arguments)` returns a message for each error in the arguments. It may also ask for context that is
+        known before anything is built, such as the model's shape.
 
         Raises:
-            ValueError: the name is taken; both places of definition are named.
+            ValueError: the name is taken; the message names both definitions.
         """
 
         def add(target: Any) -> Any:
-            place = _place(target)
+            definition = _definition(target)
             taken = self._components.get(name)
-            if taken is not None and taken.defined_at != place:
-                raise ValueError(f"{self.kind} {name!r} is registered twice: at {taken.defined_at} and at {place}")
-            self._components[name] = Component(name, target, check, place)
+            if taken is not None and taken.defined_at != definition:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: at {taken.defined_at} and at {definition}")
+            self._components[name] = Component(name, target, check, definition)
             return target
 
         return add
@@ -108,11 +108,11 @@ class Registry:
         return name in self.names()
 
     def get(self, name: str) -> Any:
-        """The registered object itself. Raises UserError with the allowed names for an unknown one."""
+        """The registered object itself. Raises UserError with the allowed names for an unknown name."""
         return self._component(name).target
 
     def build(self, name: str, **arguments: Any) -> Any:
-        """Call the component, after its arguments were checked against its signature.
+        """Call the component after checking its arguments against its signature.
 
         Raises:
             UserError: every unknown, missing or ill-typed argument, in one error.
@@ -123,27 +123,39 @@ class Registry:
             raise UserError(errors)
         return component.target(**arguments)
 
-    def check(self, name: str, arguments: dict[str, Any], given: Iterable[str] = (), **context: Any) -> list[str]:
+    def check(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        given: Iterable[str] = (),
+        shared: Sequence[str] = (),
+        label: str | None = None,
+        **context: Any,
+    ) -> list[str]:
         """Messages for everything that is wrong with `arguments`, without building anything.
 
-        `given` names parameters that the caller will supply when it builds; `context` is handed to the component's
-        own check as far as that asks for it; where something is missing that it asks for, it is left out.
+        Args:
+            given: parameters that the caller will supply when it builds.
+            shared: keys that stand beside the component's own in the config, and are allowed there too.
+            label: how messages begin; None: kind and name.
+            context: for the component's own check, which gets what it asks for of arguments, defaults and context; it
+                is left out where something that it needs is missing.
         """
         if name not in self:
             return [self._unknown(name)]
         component = self._component(name)
-        wrong = wrong_arguments(component.target, arguments, f"{self.kind} {name!r}", given)
+        wrong = wrong_arguments(component.target, arguments, label or f"{self.kind} {name!r}", given, shared)
         errors = [message for messages in wrong.values() for message in messages]
         if component.check is not None:
-            wanted = inspect.signature(component.check).parameters
+            needed = inspect.signature(component.check).parameters
             right = {key: value for key, value in arguments.items() if key not in wrong}
-            known = {**defaults(component.target), **right, **context}
-            if all(key in known or item.default is not item.empty for key, item in wanted.items()):
-                errors += component.check(**{key: known[key] for key in wanted if key in known})
+            available = {**defaults(component.target), **right, **context}
+            if all(key in available or parameter.default is not parameter.empty for key, parameter in needed.items()):
+                errors += component.check(**{key: available[key] for key in needed if key in available})
         return errors
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Name, first line of the docstring, parameters with their defaults, and the place of definition."""
+        """Name, first line of the docstring, parameters with their defaults, and file and line of the definition."""
         component = self._component(name)
         return {
             "name": name,
@@ -177,47 +189,47 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 def defaults(target: Any) -> dict[str, Any]:
     """Parameter names and default values of a callable (those without a default are left out)."""
-    empty = inspect.Parameter.empty
-    made = {field.name: field.default_factory for field in fields(target)} if is_dataclass(target) else {}
+    factories = {field.name: field.default_factory for field in fields(target)} if is_dataclass(target) else {}
     return {
-        name: item.default if made.get(name, MISSING) is MISSING else made[name]()
-        for name, item in parameters(target).items()
-        if item.default is not empty
+        name: parameter.default if factories.get(name, MISSING) is MISSING else factories[name]()
+        for name, parameter in parameters(target).items()
+        if parameter.default is not parameter.empty
     }
 
 
-def signature_errors(target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
-    """What is wrong with `arguments` as keyword arguments of `target`: unknown, missing, ill-typed, out of range.
+def signature_errors(target: Any, arguments: Mapping[str, Any], label: str, given: Iterable[str] = ()) -> list[str]:
+    """Messages about unknown, missing, ill-typed and out-of-range keyword arguments of `target`.
 
-    Types and ranges come from the annotations (`Literal`, `Annotated[int, Field(ge=1)]`, ...) and are checked by
-    pydantic, strictly: the text "3" is no integer, and inf and nan are no numbers. Parameters named in `given` are
-    supplied by the caller later.
+    Types and ranges come from the annotations (`Literal`, `Annotated[int, Ge(1)]`, ...) and are checked by pydantic,
+    strictly: the text "3" is no integer, and inf and nan are no numbers. The caller supplies the parameters `given`
+    later.
     """
     return [message for messages in wrong_arguments(target, arguments, label, given).values() for message in messages]
 
 
 def wrong_arguments(
-    target: Any, arguments: dict[str, Any], label: str, given: Iterable[str] = ()
+    target: Any, arguments: Mapping[str, Any], label: str, given: Iterable[str] = (), shared: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """As `signature_errors`: key -> what is wrong with it."""
+    """As `signature_errors`, by key: the messages about each wrong argument. Keys in `shared` are named as allowed."""
     from pydantic import ValidationError
 
-    known, named, model = _arguments_model(target, frozenset(given))
-    takes_any = any(item.kind is item.VAR_KEYWORD for item in known.values())
+    all_parameters, checked, model = _arguments_model(target, frozenset(given))
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in all_parameters.values())
+    allowed = [*shared, *checked]
     wrong = {
-        key: [f"{label} has no key {key!r}{nearest(key, named)} Allowed: {', '.join(named) or '(none)'}"]
+        key: [f"{label} has no key {key!r}{nearest(key, allowed)} Allowed: {', '.join(allowed) or '(none)'}"]
         for key in arguments
-        if key not in known and not takes_any
+        if key not in all_parameters and not takes_any
     }
     try:
-        model(**{key: value for key, value in arguments.items() if key in named})
+        model(**{key: value for key, value in arguments.items() if key in checked})
     except ValidationError as error:
-        for item in error.errors():
-            key = str(item["loc"][0])
+        for detail in error.errors():
+            key = str(detail["loc"][0])
             message = (
                 f"{label} needs a value for {key!r}"
-                if item["type"] == "missing"
-                else f"{label}: {key}={item['input']!r} is not valid: {item['msg']}"
+                if detail["type"] == "missing"
+                else f"{label}: {key}={detail['input']!r} is not valid: {detail['msg']}"
             )
             if message not in wrong.setdefault(key, []):
                 wrong[key].append(message)
@@ -226,32 +238,31 @@ def wrong_arguments(
 
 @cache
 def _arguments_model(target: Any, given: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """All parameters of a callable, those that are checked, and the pydantic model that checks them.
+    """All parameters of a callable, the checked ones among them, and the pydantic model that checks these.
 
-    It is made once, since that takes a millisecond and a sweep of a thousand jobs asks for ten thousand.
+    The model is kept, since making it takes a millisecond and a sweep of a thousand jobs needs it ten thousand times.
     """
     from pydantic import ConfigDict, create_model
 
-    known = parameters(target)
-    named = {
-        name: item
-        for name, item in known.items()
-        if name not in given and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    all_parameters = parameters(target)
+    checked = {
+        name: parameter
+        for name, parameter in all_parameters.items()
+        if name not in given and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
-    types = {  # a dataclass is handed over by code, not by a config
-        name: (
-            Any if item.annotation is item.empty or is_dataclass(item.annotation) else item.annotation,
-            ... if item.default is item.empty else item.default,
-        )
-        for name, item in named.items()
-    }
+    types = {}
+    for name, parameter in checked.items():
+        annotation, default, empty = parameter.annotation, parameter.default, parameter.empty
+        any_type = annotation is empty or is_dataclass(annotation)  # code supplies a dataclass, no config does
+        types[name] = (Any if any_type else annotation, ... if default is empty else default)
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-    return known, named, create_model("Arguments", __config__=config, **types)
+    return all_parameters, checked, create_model("Arguments", __config__=config, **types)
 
 
-def _place(target: Any) -> str:
+def _definition(target: Any) -> str:
+    """The file and line at which an object is defined."""
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (TypeError, OSError):  # an instance, or an object defined at a prompt
-        frame = inspect.stack()[2]
-        return f"{frame.filename}:{frame.lineno}"
+        frame = inspect.currentframe().f_back.f_back  # not inspect.stack(), which reads every file on the stack
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
@@ -13,20 +12,20 @@ from lightning_modules.two_models.cross_model import CrossModelModule
 from lightning_modules.two_models.questions import CONDITIONS, first_token, right_answers
 from studies.progress import say
 from studies.run.ratios import CONFIDENCE
-from studies.run.recording import RunRecord
+from studies.study import Study
 
 
-def ask(cfg: Mapping[str, Any], tokenizer: Any) -> list[Question]:
-    """The questions of `cfg.communication`, about facts that the source alone will read."""
-    count, facts, choices = (cfg["communication"][key] for key in ("questions", "facts", "choices"))
-    return make_questions(count, facts, choices, first_token(tokenizer)) if count else []
+def ask(study: Study) -> list[Question]:
+    """The questions that the config asks for, about facts that the source alone will read."""
+    settings = study.cfg.communication
+    if not settings.questions:
+        return []
+    return make_questions(settings.questions, settings.facts, settings.choices, first_token(study.tokenizer))
 
 
-def record_communication(
-    cfg: Mapping[str, Any], module: CrossModelModule, record: RunRecord, questions: Sequence[Question]
-) -> None:
+def record_communication(study: Study, module: CrossModelModule, questions: Sequence[Question]) -> None:
     """Ask what only the source has read, as `communication/<condition>/accuracy`, with a 95 % interval."""
-    count = len(questions)
+    count, record = len(questions), study.record.folder.record
     if not count:
         return
     for condition in CONDITIONS:
@@ -41,6 +40,5 @@ def record_communication(
             interval = binomtest(right, count).proportion_ci(CONFIDENCE, "wilson")
             layer = f"layer_{site.target}/" if len(module.states.sites) > 1 and not read else ""
             values = {"": right / count, "_low": interval.low, "_high": interval.high}
-            named = {f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()}
-            record.folder.record(**named)
-    record.folder.record(**{"communication/chance": 1 / cfg["communication"]["choices"]})
+            record(**{f"communication/{layer}{condition}/accuracy{end}": value for end, value in values.items()})
+    record(**{"communication/chance": 1 / study.cfg.communication.choices})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
+from lightning_modules.config import Config, read_config
 from lightning_modules.nll import perplexity
-from lightning_modules.options import surgery_options
 from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import recovery_plan
-from registries.registry import defaults, parameters
+from registries.option import split_keys
+from registries.registry import defaults
+from registries.settings import ReplacementSettings
 from studies.run.ratios import ppl_ratio
 from studies.run.recording import RunRecord
 from studies.run.run_folder import RunFolder
@@ -24,14 +25,13 @@ CONTROLS = {
 RATIOS = {"original": "ppl_ratio_control", "standard": "ppl_ratio_standard"}  # control -> metric of the ratio to it
 
 
-def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
+def control_config(cfg: Config, control: str) -> Config:
     """The config of a control: same data, order, steps and rates.
 
     It is a run of its own that others may share, so that it belongs to no experiment.
     """
-    changed = copy.deepcopy(dict(cfg))
-    shared = {key: value for key, value in cfg["replacement"].items() if key in parameters(surgery_options)}
-    plan = recovery_plan(cfg)
+    changed = copy.deepcopy(dict(cfg.plain))
+    shared, plan = split_keys(ReplacementSettings, cfg.plain["replacement"])[0], recovery_plan(cfg)
     changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}
     if control == "original":
         # It has nothing to learn from imitating itself; weight decay would even move it.
@@ -40,10 +40,11 @@ def control_config(cfg: Mapping[str, Any], control: str) -> dict[str, Any]:
         own = {"transfer_steps": 0, "transfer_lr": 1.0, "transfer_batch_size": 1}
         changed["replacement"] |= own
     if not plan:
-        changed["replacement"]["transfer_steps"], changed["trainer"] = 0, {**cfg["trainer"], "max_steps": 0}
+        changed["replacement"]["transfer_steps"], changed["trainer"] = 0, {**cfg.plain["trainer"], "max_steps": 0}
     # With every key, so that all ways to write the same plan share the control.
     changed["recovery"] = {name: {**defaults(STAGES.get(name)), **keys} for name, keys in plan.items()}
-    return changed | {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
+    changed |= {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
+    return read_config(changed)
 
 
 def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
@@ -51,7 +52,7 @@ def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
     result = record.folder.result
     result["controls"] = {name: folder.path.name for name, folder in controls.items()}
     for prefix in ("val/", "test/"):
-        ours = read_documents(record.folder.path, prefix)
+        documents = read_documents(record.folder.path, prefix)
         baseline = read_documents(record.folder.path, "baseline/" + prefix.removeprefix("val/"))
         references = {"ppl_ratio": baseline}
         for name, folder in controls.items():
@@ -60,5 +61,5 @@ def record_ratios(record: RunRecord, controls: Mapping[str, RunFolder]) -> None:
             record.folder.record(
                 **{f"control/{name}/{prefix}loss": loss, f"control/{name}/{prefix}ppl": perplexity(loss)}
             )
-        for name, documents in references.items():
-            record.folder.record(**ppl_ratio(ours, documents).named(f"{prefix}{name}"))
+        for name, reference in references.items():
+            record.folder.record(**ppl_ratio(documents, reference).named(f"{prefix}{name}"))

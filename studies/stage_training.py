@@ -14,6 +14,7 @@ from lightning import Callback
 from data_modules.data_module import BlockDataModule
 from data_modules.tensor_files import save_weights
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.config import TrainerSettings
 from lightning_modules.processes import from_first
 from lightning_modules.stages.stage import Stage
 from lightning_modules.training.stage_plan import training_notes
@@ -22,21 +23,25 @@ from lightning_modules.weights import read_weights
 from registries.registry import UserError
 from studies.progress import say
 from studies.report.display import show_parameters
-from studies.run.recording import RunRecord
+from studies.study import Study
 
 CHECKPOINT_KEYS = ("global_step", "state_dict", "stage", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
 def train_stage(
-    cfg: Mapping[str, Any],
+    study: Study,
     module: CausalLMModule,
-    data: BlockDataModule,
-    record: RunRecord,
     name: str,
     stage: Stage,
     callbacks: Sequence[Callback] = (),
+    trainer: TrainerSettings | None = None,
 ) -> dict[str, Any]:
-    """Train one stage, or take what it trained from the folder if it was finished before. Returns its parameters."""
+    """Train one stage, or take what it trained from the folder if it was finished before. Returns its parameters.
+
+    Args:
+        trainer: None: that of the config.
+    """
+    data, record, trainer = study.data, study.record, trainer or study.cfg.trainer
     module.begin(name, stage)
     parameters = module.trained_parameters()
     folder = record.folder.path / "checkpoints" / name
@@ -49,13 +54,13 @@ def train_stage(
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
         say(f"{name}: {stage.steps} steps of {stage.batch_size} x {data.settings.block_size} tokens{since}")
-        notes = training_notes(name, stage, cfg["trainer"], len(data.train_blocks))
+        notes = training_notes(name, stage, trainer, len(data.train_blocks))
         for note in notes:
             say(note)
         for logger in record.loggers:
             logger.first_step = first_step
         loader = data.fit_loader(stage.steps, start, stage.batch_size, name)
-        clock = fit(module, loader, data.val_dataloader(), cfg["trainer"], folder, record.loggers, callbacks)
+        clock = fit(module, loader, data.val_dataloader(), trainer, folder, record.loggers, callbacks)
         save_weights(parameters, folder / "weights.safetensors")
         if stage.scope == "layers":
             record.folder.record(**from_first(lambda: _held_out(module, stage, data, name)))

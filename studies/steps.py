@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_modules.data_module import BlockDataModule
 from data_modules.tensor_files import save_weights
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.load import operate, workspace
@@ -20,28 +19,22 @@ from studies.report.figures import plot_losses
 from studies.run.code_version import run_code
 from studies.run.curves import read_curves
 from studies.run.placement_table import record_placement
-from studies.run.recording import RunRecord
-from studies.run.scores import SPLITS, Scores, cached_scores, score, scoring
+from studies.run.scores import SPLIT_OF, Scores, cached_scores, scoring
 from studies.stage_training import train_stage
+from studies.study import Study
 
 
-def score_baseline(
-    cfg: Mapping[str, Any],
-    module: CausalLMModule,
-    data: BlockDataModule,
-    record: RunRecord,
-    identity: Mapping[str, str],
-) -> dict[str, Scores]:
+def score_baseline(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -> dict[str, Scores]:
     """The scores of the untouched model on validation and test; from the cache where they are known."""
-    baselines = {}
-    for prefix, split in SPLITS.items():
-        key = ["score", identity, scoring(module, data, split)]
+    baselines, record = {}, study.record
+    for prefix, split in SPLIT_OF.items():
+        key = ["score", identity, scoring(module, study.data, split)]
 
         def compute(split: str = split) -> Scores:
             say(f"scoring the untouched model on {split}")
-            return score(cfg, module, data, split)
+            return study.score(module, split)
 
-        scores = baselines[prefix] = cached_scores(cfg["cache_dir"], key, compute)
+        scores = baselines[prefix] = cached_scores(study.cfg.cache_dir, key, compute)
         machine = {"seconds": scores.seconds, "tokens_per_s": scores.tokens_per_s}
         baseline = {f"{prefix}{name}": value for name, value in {**scores.metrics, **machine}.items()}
         record.folder.result["baseline"] |= baseline
@@ -49,75 +42,72 @@ def score_baseline(
     return baselines
 
 
-def operate_and_check(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule, record: RunRecord) -> None:
+def operate_and_check(study: Study, module: CausalLMModule) -> None:
     """Operate, check what the operation claims, and score what was replaced before any training."""
-    if cfg["replacement"]["name"] == cfg["placement"]["name"] == "none":
+    cfg, record = study.cfg, study.record
+    if cfg.replacement is None and cfg.placement is None:
         return
-    if cfg["preflight"]:
+    if cfg.preflight:
         before = exact_logits(module.model)
-    operate(module, cfg, data)
+    operate(module, cfg, study.data)
     surgery, placement = module.surgery, module.placement
     if surgery is not None:
-        say(f"replaced the attention of layers {surgery.layers} by {cfg['replacement']['name']}")
+        say(f"replaced the attention of layers {surgery.layers} by {cfg.replacement.name}")
         for note in surgery.notes:
             say(note)
         record.folder.result["layers"], record.folder.result["notes"] = surgery.layers, surgery.notes
-        spread = bias_range(module.model, surgery.layers, data.settings.block_size)
+        spread = bias_range(module.model, surgery.layers, study.data.settings.block_size)
         if spread is not None:
             record.folder.record(**{"replacement/bias_range": spread})
     if placement is not None:
-        record_placement(record, cfg["placement"]["name"], placement)
-    if cfg["preflight"]:
+        record_placement(record, cfg.placement.name, placement)
+    if cfg.preflight:
         results = check(module.model, before if surgery is None or surgery.keeps_function else None)
         record.folder.result["preflight"] = results
         record.folder.write()
         require(results)
     if surgery is not None and "swap/loss" not in record.metrics:
         say("scoring after surgery, before training")
-        score(cfg, module, data, "validation").record(record, "swap/")
+        study.score(module, "validation").record(record, "swap/")
 
 
-def recover(
-    cfg: Mapping[str, Any],
-    module: CausalLMModule,
-    data: BlockDataModule,
-    record: RunRecord,
-    identity: Mapping[str, str],
-) -> tuple[list[str], dict[str, Any]]:
+def recover(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Train the stages of the config, score between them, and save what they trained.
 
     Returns:
         The names of the stages, and name -> parameter of what was trained.
     """
-    rows = {"train_blocks": data.train_blocks, "train_positions": data.positions("train")}
-    stages = build_stages(cfg, workspace(module, cfg, run_code(cfg), identity=identity, **rows))
+    record = study.record
+    rows = {"train_blocks": study.data.train_blocks, "train_positions": study.data.positions("train")}
+    stages = build_stages(study.cfg, workspace(module, study.cfg, run_code(study.cfg), identity=identity, **rows))
     trained: set[int] = set()
     for name, stage in stages.items():
-        trained |= {id(parameter) for parameter in train_stage(cfg, module, data, record, name, stage).values()}
+        trained |= {id(parameter) for parameter in train_stage(study, module, name, stage).values()}
         last = name == list(stages)[-1]  # its score is the final one
         if not last and f"{name}/loss" not in record.metrics:
             say(f"scoring after {name}")
-            score(cfg, module, data, "validation").record(record, f"{name}/")
+            study.score(module, "validation").record(record, f"{name}/")
     # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
     parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
     if parameters:
-        _save_trained(cfg, module, record, parameters)
+        _save_trained(study, module, parameters)
     return list(stages), parameters
 
 
-def _save_trained(
-    cfg: Mapping[str, Any], module: CausalLMModule, record: RunRecord, trained: Mapping[str, Any]
-) -> None:
+def _save_trained(study: Study, module: CausalLMModule, trained: Mapping[str, Any]) -> None:
     """Save the trained weights; placed LoRA as a folder that PEFT loads."""
+    folder = study.record.folder.path
     if module.placement is not None:
-        base = cfg["model"].get("path") or getattr(module.model.config, "name_or_path", None) or cfg["model"]["name"]
-        save_lora_folder(module.model, module.placement, record.folder.path / LORA_FOLDER, str(base))
+        settings = study.cfg.model
+        base = settings.arguments.get("path") or getattr(module.model.config, "name_or_path", None) or settings.name
+        save_lora_folder(module.model, module.placement, folder / LORA_FOLDER, str(base))
         trained = plain_weights(module.model, module.placement, trained)
-    save_weights(trained, record.folder.path / TRAINED_WEIGHTS)
+    save_weights(trained, folder / TRAINED_WEIGHTS)
 
 
-def record_costs(module: CausalLMModule, record: RunRecord, trained: Mapping[str, Any], speed: Scores) -> None:
+def record_costs(study: Study, module: CausalLMModule, trained: Mapping[str, Any], speed: Scores) -> None:
     """Record parameters, time, throughput and memory."""
+    record = study.record
     done = record.folder.result.get("stages", {})
     costs = {
         "params/trainable": sum(parameter.numel() for parameter in trained.values()),
@@ -134,9 +124,9 @@ def record_costs(module: CausalLMModule, record: RunRecord, trained: Mapping[str
     record.folder.record(**costs)
 
 
-def plot_curves(record: RunRecord, stages: list[str]) -> None:
+def plot_curves(study: Study, stages: list[str]) -> None:
     """The training curves, with the losses of the model's states as levels."""
-    names = ("baseline", "swap", *stages[:-1], "val")
+    record, names = study.record, ("baseline", "swap", *stages[:-1], "val")
     levels = {name: record.metrics[f"{name}/loss"] for name in names if f"{name}/loss" in record.metrics}
     curves = {name: points for name, points in read_curves(record.folder.path).items() if name.endswith("/loss")}
     plot_losses(curves, levels, record.folder.path / "figures" / "loss.png")

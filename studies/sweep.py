@@ -134,10 +134,10 @@ def _ended_their_process(sweep: Path) -> dict[str, list[Path]]:
 
 def _mark(cfg: Any) -> str:
     """What two jobs that compute the same have in common, as far as it can be known before any data is read."""
-    from lightning_modules.options import plain
+    from lightning_modules.config import as_plain
     from studies.run.fingerprint import relevant
 
-    return hashlib.sha256(json.dumps(relevant(plain(cfg)), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(relevant(as_plain(cfg)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Summary(Callback):

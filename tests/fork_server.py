@@ -1,10 +1,11 @@
-"""A process that has the libraries imported, and does what it is asked to in forks of itself: a start of Python with all
-of them takes seven seconds, and a fork none.
+"""A process that has the libraries imported, and does what it is asked to in forks of itself.
+
+A start of Python with all of them takes seven seconds, and a fork none.
 
 Each line of standard input is a request as JSON, each line of standard output the exit code that came of it. A request
 is either {"script": ..., "arguments": [...]}, a script to be run as from a command line, or {"overrides": [...],
-"kill": ...}, a study to be run until a moment of `tests.studies.kills`; and it holds the "folder", the "environment" and
-the files for "output" and "errors".
+"kill": ...}, a study to be run until a moment of `tests.studies.kills`; and it holds the "folder", the "environment"
+and the files for "output" and "errors".
 """
 
 import atexit
@@ -20,24 +21,23 @@ from typing import Any
 
 def import_libraries() -> None:
     """What any study needs."""
-    import lightning
+    import lightning  # noqa: F401
     import matplotlib.figure
     import torch
     import transformers.models.llama.modeling_llama
     import transformers.models.phi.modeling_phi  # noqa: F401
 
-    import lightning_modules.load
+    import lightning_modules.load  # noqa: F401
     import studies.controls
     import studies.one_model
     import studies.two_models  # noqa: F401
     import train
-    from lightning_modules.options import plain
+    from lightning_modules.config import read_config
     from studies.run.fingerprint import fingerprint
 
     torch.set_num_threads(1)
     matplotlib.figure.Figure.savefig = lambda self, file, **options: Path(file).touch()
-    cfg = plain(train.compose(["model=random", "replacement=toroidal"]))
-    fingerprint(cfg, "")  # reads the project's code
+    fingerprint(read_config(train.compose(["model=random", "replacement=toroidal"])), "")  # reads the project's code
     gc.freeze()  # what stays is not copied into the forks by the garbage collector
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the ground up: a layer may import those before it, and itself. The two in one line know nothing of each other.
 LAYERS = [
-    ["registries/registry.py", "registries/partial_files.py"],
+    ["registries/registry.py"],
+    ["registries/option.py", "registries/partial_files.py"],
     ["registries", "data_modules"],
     ["lightning_modules"],
     ["studies"],

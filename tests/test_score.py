@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import score
 from data_modules import build_data_module
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from registries.models.random import RandomModel, byte_tokenizer
 from registries.registry import UserError
 from studies.config.compose import compose
@@ -47,7 +47,7 @@ def test_the_loss_is_the_sum_of_token_log_probabilities(config, model_folder, sp
     result = score.score(cfg)
 
     model = AutoModelForCausalLM.from_pretrained(model_folder).double()
-    blocks = build_data_module(plain(cfg), byte_tokenizer()).blocks(split)
+    blocks = build_data_module(read_config(cfg).plain, byte_tokenizer()).blocks(split)
     total = count = right = 0
     with torch.no_grad():
         for block in blocks[:, None]:

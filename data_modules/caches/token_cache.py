@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from data_modules.tensor_files import read_content, tensors_sha256
-from registries.partial_files import clear_partial_files, partial_file
+from registries.partial_files import atomic_write, clear_partial_files
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
 
 
 def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors in `path`; where it is not there or damaged they are made and written.
+    """The tensors of the file `path`, which is made and written where it is missing or damaged.
 
-    Of several processes that ask at once, one makes the entry and the others wait for it. An entry that is there needs
-    no lock, so that a cache which cannot be written is read all the same.
+    Of several processes that ask at once, one makes the file and the others wait for it. A whole file needs no lock, so
+    a cache folder without write permission can be read.
 
     Raises:
         UserError: the folder cannot be written.
     """
     with _folder_errors(path.parent):
-        was_there = path.exists()  # looked at first: another process may write it while this one reads
+        existed = path.exists()  # asked before reading, since another process may write the file meanwhile
         tensors = _read(path)
     if tensors is not None:
         return tensors
@@ -40,7 +39,7 @@ def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> d
         lock = FileLock(f"{path}.lock")
         lock.acquire()
     try:
-        tensors = None if was_there else _read(path)  # another process may have made it meanwhile
+        tensors = None if existed else _read(path)  # another process may have made it meanwhile
         if tensors is None:
             tensors = make()
             _write(path, tensors)
@@ -65,14 +64,10 @@ def _read(path: Path) -> dict[str, torch.Tensor] | None:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     content = save(tensors, metadata={"sha256": tensors_sha256(tensors)})
-    aside = partial_file(path)
     with _folder_errors(path.parent):
         clear_partial_files(path.parent.iterdir())
-        try:
-            aside.write_bytes(content)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
 
 
 @contextmanager

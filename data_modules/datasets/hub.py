@@ -28,7 +28,7 @@ def wikitext2(path: str | None = None) -> dict[str, list[Document]]:
 
 @DATASETS.register("wikitext103", check=check_path)
 def wikitext103(path: str | None = None) -> dict[str, list[Document]] | dict[str, Stream]:
-    """WikiText-103 (raw): 28,000 Wikipedia articles, 103 million words; only what the sizes ask for is read."""
+    """WikiText-103 (raw): 28,000 Wikipedia articles, 103 million words; read only as far as the sizes ask for."""
     if path is not None:
         return read_path(path, rows_are_lines=True)
 
@@ -39,7 +39,7 @@ def wikitext103(path: str | None = None) -> dict[str, list[Document]] | dict[str
     return {split: Stream(f"{WIKITEXT} wikitext-103-raw-v1 {split}", partial(articles, split)) for split in SPLITS}
 
 
-# Context that the data module supplies; an absent size means that it was not told, None that it is unlimited.
+# The data module supplies the sizes; the default means that it supplied none, and None that a size is unlimited.
 def _check_openwebtext(
     path: str | None, train_size: int | None = 1, val_size: int | None = 1, test_size: int | None = 1
 ) -> list[str]:
@@ -56,7 +56,7 @@ def _check_openwebtext(
 
 @DATASETS.register("openwebtext", check=_check_openwebtext)
 def openwebtext(path: str | None = None) -> dict[str, list[Document]] | dict[str, Stream]:
-    """OpenWebText: 8 million web pages, 9 billion tokens; only what the sizes ask for is read.
+    """OpenWebText: 8 million web pages, 9 billion tokens; read only as far as the sizes ask for.
 
     The hub has a train split alone; documents are split by the hash of their index.
     """
@@ -92,7 +92,7 @@ def gsm8k(path: str | None = None) -> dict[str, list[Document]]:
 
 
 def _lines(rows: Any) -> Iterator[str]:
-    """The lines of the original files: the hub's copy has made the blank ones empty."""
+    """The lines of the original files; blank lines are empty in the hub's copy."""
     return (row["text"] or " \n" for row in rows)
 
 
@@ -100,7 +100,7 @@ def load_from_hub(repository: str, config: str | None = None, split: str | None 
     """A dataset of the hub or, without network, of the Hugging Face cache.
 
     Raises:
-        UserError: it is in neither; within seconds, where the library itself would try again for 23 s.
+        UserError: it is in neither; raised within seconds, where the library itself would retry for 23 s.
     """
     import datasets
     import huggingface_hub
@@ -122,16 +122,16 @@ def load_from_hub(repository: str, config: str | None = None, split: str | None 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Keeps the Hugging Face libraries from asking the network, which they otherwise do before they use their cache."""
+    """Make the Hugging Face libraries use their cache without asking the network first."""
     import datasets
     import huggingface_hub
 
     settings = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in settings]
+    previous = [module.HF_HUB_OFFLINE for module in settings]
     try:
         for module in settings:
             module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for module, value in zip(settings, before, strict=True):
+        for module, value in zip(settings, previous, strict=True):
             module.HF_HUB_OFFLINE = value

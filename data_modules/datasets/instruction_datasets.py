@@ -9,10 +9,10 @@ from typing import Any
 
 from data_modules import DATASETS
 from data_modules.datasets.hub import load_from_hub
-from data_modules.documents import SPLITS, split_documents
+from data_modules.documents import SPLITS, drop_trained, split_documents
 from data_modules.instructions import (
-    COLUMNS,
-    COMPLETE,
+    USUAL_COLUMNS,
+    WHOLE_PROMPT,
     Example,
     InstructionData,
     InstructionSettings,
@@ -32,14 +32,14 @@ ENGLISH = Template(
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
 )
 NOTES = {
-    "no response": "{count} records of {where} have no response and were left out",
-    "strange turn": "{count} records of {where} were left out: the turn that dataset.fields names as the "
+    "no response": "{count} records of {label} have no response and were left out",
+    "strange turn": "{count} records of {label} were left out: the turn that dataset.fields names as the "
     "instruction (response) is not the user's (assistant's); <column>.user and <column>.assistant are the first ones",
-    "no instruction": "{count} of {total} records of {where} have no instruction; they are kept",
-    "no input": "{count} of {total} records of {where} have no input",
-    "further turns": "{count} of {total} records of {where} have further turns, which are not read: of a conversation, "
+    "no instruction": "{count} of {total} records of {label} have no instruction; they are kept",
+    "no input": "{count} of {total} records of {label} have no input",
+    "further turns": "{count} of {total} records of {label} have further turns, which are not read: of a conversation, "
     "the instruction and the response are",
-    "system text": "{count} of {total} records of {where} have a text of the system that no template names: {{system}}",
+    "system text": "{count} of {total} records of {label} have a text of the system that no template names: {{system}}",
 }
 JAPANESE = Template(
     "### 指示:\n{instruction}\n\n### 応答:\n",
@@ -48,20 +48,20 @@ JAPANESE = Template(
 
 
 def _check(path: str | None, fields: dict[str, str] | None, prompt: str, prompt_with_input: str) -> list[str]:
-    known = [field for field in dict.fromkeys([*COLUMNS, *(fields or {})]) if field != "response"]
+    known = [field for field in dict.fromkeys([*USUAL_COLUMNS, *(fields or {})]) if field != "response"]
     template = read_template(prompt, prompt_with_input)
     errors = check_path(path) + template_errors(template, known)
-    used = {name for name in known if template.names(name)}
-    idle = [field for field in fields or {} if field not in (*COLUMNS, COMPLETE) and field not in used]
+    used = {*USUAL_COLUMNS, WHOLE_PROMPT, *(field for field in known if template.names(field))}
     return errors + [
-        f"dataset.fields.{field} is named by no template{nearest(field, COLUMNS)} Allowed: {', '.join(COLUMNS)}, "
-        f"{COMPLETE}, and what dataset.prompt or dataset.prompt_with_input names"
-        for field in idle
+        f"dataset.fields.{field} is named by no template{nearest(field, USUAL_COLUMNS)} Allowed: "
+        f"{', '.join(USUAL_COLUMNS)}, {WHOLE_PROMPT}, and what dataset.prompt or dataset.prompt_with_input names"
+        for field in fields or {}
+        if field not in used
     ]
 
 
 def from_hub(repository: str, template: Template, summary: str) -> Callable[..., InstructionData]:
-    """The component of a dataset whose hub copy has a train split alone, as most of them do."""
+    """The component of an instruction dataset whose hub copy has a train split alone, as most have."""
 
     def load(
         path: str | None = None,
@@ -72,10 +72,10 @@ def from_hub(repository: str, template: Template, summary: str) -> Callable[...,
         packing: bool = True,
         too_long: TooLong = "drop",
     ) -> InstructionData:
-        chosen, counts, labels = read_template(prompt, prompt_with_input), Counter(), []
+        typed, counts, labels = read_template(prompt, prompt_with_input), Counter(), []
 
         def read(rows: Iterable[Mapping[str, Any]], label: str) -> list[Example]:
-            reading = read_examples(list(rows), label, fields, chosen)
+            reading = read_examples(list(rows), label, fields, typed)
             counts.update(reading.counts)
             labels.append(label)
             return reading.examples
@@ -96,46 +96,36 @@ def from_hub(repository: str, template: Template, summary: str) -> Callable[...,
                     *notes,
                 ]
             )
-        notes += _without_trained_prompts(examples)
+        notes += drop_trained(examples, "prompts")
         whole = counts["whole prompts"] == total
-        if whole and chosen != template:
-            notes.append(f"its column {COMPLETE!r} holds whole prompts: dataset.prompt changes nothing")
-        used = None if whole else chosen
-        return InstructionData(examples, used, InstructionSettings(loss_on, packing, too_long), notes)
+        if whole and typed != template:
+            notes.append(f"its column {WHOLE_PROMPT!r} holds whole prompts: dataset.prompt changes nothing")
+        settings = InstructionSettings(loss_on, packing, too_long)
+        return InstructionData(examples, None if whole else typed, settings, notes)
 
     load.__doc__ = f"""{summary}
 
     Args:
         path: .json, .jsonl or .parquet, or a folder of these, instead of the hub.
-        fields: field -> column: `instruction`, `input`, `response`, `system`, and others that the templates name.
+        fields: field -> column, for `instruction`, `input`, `response`, `system` and others that the templates name.
         prompt: template of records without an input; see `data_modules.instructions.read_template`.
-        prompt_with_input: template of records with one.
-        loss_on: what is scored: the response, or all.
+        prompt_with_input: template of records with an input.
+        loss_on: the scored tokens: those of the response, or all.
         packing: whether examples share blocks.
         too_long: what happens to an example longer than a block.
     """
     return load
 
 
-def _notes(counts: Counter, total: int, where: str) -> list[str]:
-    """A line for each kind of record that is not as the others are."""
-    told = {**counts, "no input": counts["no input"] if counts["no input"] + counts["whole prompts"] < total else 0}
-    return [NOTES[kind].format(count=told[kind], total=total, where=where) for kind in NOTES if told.get(kind)]
+def _notes(counts: Counter, total: int, label: str) -> list[str]:
+    """A line for each kind of record that differs from the rest."""
+    if counts["no input"] + counts["whole prompts"] >= total:
+        counts = {**counts, "no input": 0}
+    return [NOTES[kind].format(count=counts[kind], total=total, label=label) for kind in NOTES if counts.get(kind)]
 
 
 def _label(file: Path, root: Path) -> str:
     return file.name if file == root else file.relative_to(root).as_posix()
-
-
-def _without_trained_prompts(examples: dict[str, list[Example]]) -> list[str]:
-    """Take out of validation and test, in place, what files named for splits also have in training; what was done."""
-    trained, notes = {example.text for example in examples["train"]}, []
-    for split in ("validation", "test"):
-        kept = [example for example in examples[split] if example.text not in trained]
-        if len(kept) < len(examples[split]):
-            notes.append(f"{len(examples[split]) - len(kept)} {split} prompts are trained on as well and were left out")
-            examples[split] = kept
-    return notes
 
 
 DATASETS.register("alpaca", check=_check)(

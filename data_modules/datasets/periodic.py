@@ -24,8 +24,8 @@ def _check(period: int, block_size: int | None = None) -> list[str]:
 class Periodic:
     """Uniform tokens tiled with a period, then disturbed.
 
-    Every stretch of `period` tokens is replaced by random ones with probability 0.3 * noise, then every token with
-    probability 0.2 * noise. At noise 0.1 the token one period back is right for 0.97^2 * 0.98^2 = 90 % of later tokens.
+    With probability 0.3 * noise a whole period is replaced by random tokens, and with probability 0.2 * noise a single
+    token. At noise 0.1 the token one period back is right for 0.97^2 * 0.98^2 = 90 % of later tokens.
     """
 
     def __init__(self, period: Annotated[int, Ge(1)] = 32, noise: Annotated[float, Ge(0), Le(1)] = 0.1):
@@ -39,12 +39,12 @@ class Periodic:
         random = generator("periodic", split, seed)
         repeats = -(-block_size // self.period)
         shape = (count, repeats, self.period)
-        first = torch.randint(vocab_size, (count, 1, self.period), generator=random)
+        pattern = torch.randint(vocab_size, (count, 1, self.period), generator=random)
         noise = torch.randint(vocab_size, shape, generator=random)
-        whole = torch.rand(count, repeats, 1, generator=random) < 0.3 * self.noise
-        single = torch.rand(shape, generator=random) < 0.2 * self.noise
-        return torch.where(whole | single, noise, first).reshape(count, -1)[:, :block_size].contiguous()
+        noisy_period = torch.rand(count, repeats, 1, generator=random) < 0.3 * self.noise
+        noisy_token = torch.rand(shape, generator=random) < 0.2 * self.noise
+        return torch.where(noisy_period | noisy_token, noise, pattern).reshape(count, -1)[:, :block_size].contiguous()
 
     def position_groups(self, block_size: int) -> dict[str, slice]:
-        """Targets of the first period, which nothing can predict, and the later ones."""
+        """The targets of the first period, which nothing can predict, and the later targets."""
         return {"first_period": slice(0, self.period - 1), "later": slice(self.period - 1, block_size - 1)}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from data_modules import DATASETS
-from data_modules.documents import SPLITS, Document, split_of
+from data_modules.documents import Document, by_name
 from data_modules.standard_library import modules
 
 
@@ -16,28 +16,26 @@ from data_modules.standard_library import modules
 def pydoc() -> dict[str, list[Document]]:
     """Help topics and docstrings of the running Python's standard library, about 2 MB.
 
-    One document per module and one per topic. The split is decided by the document's name alone, so it is the same in
-    every version of Python.
+    One document per module and one per topic. The name alone decides the split of a document, so that it is the same
+    in every version of Python.
     """
-    documents = _documents()
-    by_split = {split: [document for document in documents if split_of(document.name) == split] for split in SPLITS}
-    return {"all": list(documents)} | by_split
+    return by_name(_documents())
 
 
 @cache  # parsing the library takes 2.5 s, and the jobs of a sweep share a process
 def _documents() -> tuple[Document, ...]:
     from pydoc_data.topics import topics
 
-    from_modules = [(name, "".join(_docstrings(name, source))) for name, source in modules().items()]
+    from_modules = [(name, "".join(_docstrings(name, code))) for name, code in modules().items()]
     from_topics = [(f"topic {name}", text) for name, text in sorted(topics.items())]
     return tuple(Document(name, text) for name, text in from_modules + from_topics if text)
 
 
-def _docstrings(name: str, source: str) -> Iterator[str]:
-    """Every docstring of a module under the qualified name of what it describes; nothing is imported."""
+def _docstrings(name: str, code: str) -> Iterator[str]:
+    """The docstrings of a module and all its definitions, each under the qualified name; nothing is imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in the library's own strings
-        tree = ast.parse(source)
+        tree = ast.parse(code)
     yield from _visit(tree, name)
 
 

@@ -42,7 +42,7 @@ class Sinusoidal:
         self.levels = levels
 
     def tokens(self, split: str, count: int, block_size: int, vocab_size: int, seed: int) -> torch.Tensor:
-        """Token ids (count, block_size). Raises UserError where the vocabulary has fewer ids than `levels`."""
+        """Token ids (count, block_size). Raises UserError where `levels` is more than the vocabulary size."""
         import torch
 
         if self.levels > vocab_size:

@@ -19,7 +19,7 @@ def _check(path: str | None, encoding: str) -> list[str]:
 
 @DATASETS.register("text", check=_check)
 def text(path: str | None = None, field: str = "text", encoding: str = "utf-8") -> dict[str, list[Document]]:
-    """A local text file or folder; see `data_modules.text_files.read_path` for what is read and how it is split.
+    """A local text file or folder; `data_modules.text_files.read_path` tells how it is read and split.
 
     Args:
         path: .txt, .md, .text, .json, .jsonl (compressed or not) or .parquet, or a folder of these.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from lightning_modules.inputs import is_real
+from data_modules.batches import is_real
 from lightning_modules.stopping import stop_if_requested
 
 WARM_UP_BATCHES = 2

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.hidden_states.injection import block_entry, injected
@@ -36,7 +37,7 @@ class FrozenPrefix:
                 model, {"states": block_entry(model, self.layers)}, workspace.activations, identity
             )
 
-    def reserve(self, rows: Tensor, visits: int) -> None:
+    def reserve(self, rows: Sequence[ModelInput], visits: int) -> None:
         """Make room in the cache for that many visits of rows."""
         if self.states is not None:
             self.states.reserve(rows, visits)
@@ -45,8 +46,10 @@ class FrozenPrefix:
         """Whether surgery or an earlier stage has changed anything below."""
         if workspace.surgery and workspace.surgery.layers[0] < self.layers:
             return True
-        ours, theirs = self._parameters(self.model), self._parameters(workspace.original)
-        return ours.keys() != theirs.keys() or any(ours[name] is not theirs[name] for name in ours)
+        parameters, originals = self._parameters(self.model), self._parameters(workspace.original)
+        return parameters.keys() != originals.keys() or any(
+            parameters[name] is not originals[name] for name in parameters
+        )
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """All parameters but those of the layers above (norm and head do no harm)."""
@@ -54,12 +57,12 @@ class FrozenPrefix:
         return {name: tensor for name, tensor in model.named_parameters() if not name.startswith(above)}
 
     @contextmanager
-    def read_back(self, rows: Tensor) -> Iterator[None]:
-        """Within this context, a forward pass of the model on `rows` starts at the lowest layer that trains."""
+    def read_back(self, inputs: ModelInput) -> Iterator[None]:
+        """Within this context, a forward pass of the model on `inputs` starts at the lowest layer that trains."""
         if self.states is None:
             yield
             return
-        with injected(self.model, self.layers, self.states(rows)["states"]):
+        with injected(self.model, self.layers, self.states(inputs)["states"]):
             yield
 
 

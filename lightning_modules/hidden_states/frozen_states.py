@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache, state_key
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.hidden_states.injection import Side
@@ -42,7 +43,7 @@ class FrozenStates:
 
     Args:
         model: a causal LM in evaluation mode, of which nothing that these states depend on changes.
-        wanted: name -> (module name, which side of it).
+        sides: name -> (module name, which side of it).
         cache: where they are kept.
         identity: what the states depend on beside the module and the tokens: weights, dtype, code, and `precision`, in
             which they are then computed, within a trainer or not.
@@ -52,27 +53,27 @@ class FrozenStates:
     def __init__(
         self,
         model: nn.Module,
-        wanted: Mapping[str, tuple[str, Side]],
+        sides: Mapping[str, tuple[str, Side]],
         cache: ActivationCache,
         identity: Mapping[str, Any],
-        within: Callable[[Tensor], AbstractContextManager] = nullcontext,
+        within: Callable[[ModelInput], AbstractContextManager] = nullcontext,
     ):
-        self.model, self.wanted, self.cache, self.within = model, dict(wanted), cache, within
+        self.model, self.sides, self.cache, self.within = model, dict(sides), cache, within
         self.precision = identity.get("precision")
-        self.keys = {name: state_key(**identity, module=path, side=side) for name, (path, side) in wanted.items()}
+        self.keys = {name: state_key(**identity, module=path, side=side) for name, (path, side) in sides.items()}
 
-    def reserve(self, rows: Sequence[Tensor] | Tensor, visits: int) -> bool:
+    def reserve(self, rows: Sequence[ModelInput], visits: int) -> bool:
         """Make room in the cache for that many visits of rows, the longest ones. Returns whether they will be kept."""
-        longest = max(map(len, rows), default=0)
+        longest = max((row.tokens.shape[1] for row in rows), default=0)
         entry_bytes = longest * self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize
         return self.cache.reserve(list(self.keys.values()), rows, min(len(rows), visits), entry_bytes)
 
-    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
-        """Name -> (batch, length, hidden) for rows of blocks."""
-        found = self.cache.fetch(list(self.keys.values()), rows, self._compute)
-        return {name: found[where] for name, where in self.keys.items()}
+    def __call__(self, inputs: ModelInput) -> dict[str, Tensor]:
+        """Name -> (batch, length, hidden) for a batch."""
+        states = self.cache.fetch(list(self.keys.values()), inputs, self._compute)
+        return {name: states[key] for name, key in self.keys.items()}
 
-    def _compute(self, row: Tensor) -> dict[str, Tensor]:
-        with self.within(row), in_precision(self.precision, row.device):
-            calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.wanted.values())), row)
-        return {self.keys[name]: getattr(calls[path], side) for name, (path, side) in self.wanted.items()}
+    def _compute(self, row: ModelInput) -> dict[str, Tensor]:
+        with self.within(row), in_precision(self.precision, row.tokens.device):
+            calls = record_calls(self.model, list(dict.fromkeys(path for path, _ in self.sides.values())), row)
+        return {self.keys[name]: getattr(calls[path], side) for name, (path, side) in self.sides.items()}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.inputs import model_inputs
+from data_modules.batches import ModelInput
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class RecordedCall(NamedTuple):
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs: Any) -> dict[str, RecordedCall]:
+def record_calls(model: nn.Module, paths: Sequence[str], inputs: ModelInput, **options: Any) -> dict[str, RecordedCall]:
     """Module name -> its call in a forward pass of the model's body; nothing runs after the last of them.
 
     Args:
-        inputs: of the model beside the tokens.
+        options: of the model beside what it reads.
 
     Raises:
         RuntimeError: one of the modules was not called.
@@ -58,7 +58,7 @@ def record_calls(model: nn.Module, paths: Sequence[str], rows: Tensor, **inputs:
         for path in paths
     ]
     try:
-        model.base_model(**model_inputs(rows), **{"use_cache": False, **inputs})
+        model.base_model(**inputs.arguments, **{"use_cache": False, **options})
     except _AllRecorded:
         return calls
     finally:
@@ -87,13 +87,14 @@ class Calls:
         self.model, self.paths = model, list(paths)
         self._known: dict[tuple[int, ...], dict[str, Call]] = {}
 
-    def __call__(self, rows: Tensor) -> dict[str, Call]:
-        """Module name -> its call, for these rows."""
-        if rows.dim() == 3:
-            return self._recorded(rows)
-        if rows.shape not in self._known:
-            self._known[rows.shape] = self._recorded(rows)
-        return self._known[rows.shape]
+    def __call__(self, inputs: ModelInput) -> dict[str, Call]:
+        """Module name -> its call, for a batch."""
+        if inputs.positions is not None:
+            return self._recorded(inputs)
+        shape = inputs.tokens.shape
+        if shape not in self._known:
+            self._known[shape] = self._recorded(inputs)
+        return self._known[shape]
 
-    def _recorded(self, rows: Tensor) -> dict[str, Call]:
-        return {path: record.call for path, record in record_calls(self.model, self.paths, rows).items()}
+    def _recorded(self, inputs: ModelInput) -> dict[str, Call]:
+        return {path: record.call for path, record in record_calls(self.model, self.paths, inputs).items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_modules.stages.stage import Loss, Stage, Workspace
 from registries.registry import Registry
 
 STAGES = Registry("recovery stage", package="lightning_modules.stages")
+
+__all__ = ["STAGES", "Loss", "Stage", "Workspace"]

@@ -14,9 +14,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, is_real
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.hidden_states.recorded_calls import Calls
-from lightning_modules.inputs import batch_rows, is_real
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Loss, Workspace
 from lightning_modules.surgery.trained_parameters import attention_parameters
@@ -56,9 +56,9 @@ class BlockWise:
             groups = [group for group in groups if not set(group).isdisjoint(replaced)]
         self._groups = {group[0]: [f"{blocks}.{layer}" for layer in group] for group in groups}
         self._learns = {group[0] for group in groups if not set(group).isdisjoint(replaced)}
-        wanted = {f"{start} input": (paths[0], "input") for start, paths in self._groups.items()}
-        wanted |= {f"{start} output": (paths[-1], "output") for start, paths in self._groups.items()}
-        self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
+        sides = {f"{start} input": (paths[0], "input") for start, paths in self._groups.items()}
+        sides |= {f"{start} output": (paths[-1], "output") for start, paths in self._groups.items()}
+        self._states = FrozenStates(original, sides, self.workspace.activations, self.workspace.identity)
         self._calls = Calls(original, [path for paths in self._groups.values() for path in paths])
 
     @staticmethod
@@ -75,9 +75,9 @@ class BlockWise:
         self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        rows, positions, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
-        states, calls = self._states(rows), self._calls(rows)
-        total, parts, hidden = torch.zeros((), device=rows.device), {}, None
+        inputs, real = ModelInput.of(batch), is_real(batch)
+        states, calls = self._states(inputs), self._calls(inputs)
+        total, parts, hidden = torch.zeros((), device=inputs.tokens.device), {}, None
         for start, paths in self._groups.items():
             source, target = states[f"{start} input"], states[f"{start} output"]
             hidden = source if self.inputs == "original" or hidden is None else hidden.detach()
@@ -85,6 +85,6 @@ class BlockWise:
                 for path in paths:
                     hidden = calls[path](model.get_submodule(path), hidden)
             if start in self._learns:
-                error = relative_error(hidden, target, target.float() - source.float(), positions)[real].sum()
+                error = relative_error(hidden, target, target.float() - source.float(), inputs.positions)[real].sum()
                 total, parts[f"error_layer_{start}"] = total + error, error.detach()
         return Loss(total / len(self._learns), int(real.sum()), parts)

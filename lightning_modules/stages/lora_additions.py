@@ -16,7 +16,7 @@ from lightning_modules.training.objectives import EndToEnd, Objective
 from registries.architectures import architecture_of, modules_of_roles
 from registries.layers import resolve_layers
 
-ADAPTER = "recovery"
+RECOVERY_ADAPTER = "recovery"
 
 
 @STAGES.register("lora")
@@ -55,7 +55,7 @@ class LoRA:
         add_lora(model, replaced, self.roles, self.layers, self.rank, self.alpha, self.dropout)
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in model.named_parameters() if f".{ADAPTER}." in name}
+        return {name: parameter for name, parameter in model.named_parameters() if f".{RECOVERY_ADAPTER}." in name}
 
     def start(self, model: nn.Module) -> None:
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size, self.objective)
@@ -80,4 +80,4 @@ def add_lora(
     chosen = replaced if layers == "replaced" else resolve_layers(layers, model.config.num_hidden_layers)
     targets = modules_of_roles(architecture_of(model.config.model_type), roles, chosen)
     config = LoraConfig(target_modules=targets, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")
-    inject(model, config, ADAPTER)
+    inject(model, config, RECOVERY_ADAPTER)

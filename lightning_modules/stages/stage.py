@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from data_modules.batches import ModelInput
     from data_modules.caches.activation_cache import ActivationCache
     from lightning_modules.surgery.lora import Placed
     from lightning_modules.surgery.replaced_attention import Surgery
@@ -44,11 +45,11 @@ class Workspace:
     batch_size: int = 1
     loss_chunk_size: int | None = None
 
-    def train_rows(self) -> Tensor:
-        """Everything that a model reads of the training blocks, see `lightning_modules.inputs`."""
-        from lightning_modules.inputs import rows_of
+    def train_rows(self) -> list[ModelInput]:
+        """What a model reads of the training blocks, block by block."""
+        from data_modules.batches import ModelInput
 
-        return rows_of(self.train_blocks, self.train_positions)
+        return list(ModelInput(self.train_blocks, self.train_positions).rows())
 
 
 class Loss(NamedTuple):

@@ -15,9 +15,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, is_real
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.hidden_states.recorded_calls import Calls
-from lightning_modules.inputs import batch_rows, is_real
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Loss, Workspace
 from lightning_modules.surgery.trained_parameters import attention_parameters
@@ -47,10 +47,8 @@ class Transfer:
         original, self.layers = self.workspace.original, self.workspace.surgery.layers
         architecture = architecture_of(original.config.model_type)
         self._paths = {layer: architecture.attention_path(layer) for layer in self.layers}
-        wanted = {
-            f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")
-        }
-        self._states = FrozenStates(original, wanted, self.workspace.activations, self.workspace.identity)
+        sides = {f"{layer} {side}": (path, side) for layer, path in self._paths.items() for side in ("input", "output")}
+        self._states = FrozenStates(original, sides, self.workspace.activations, self.workspace.identity)
         self._calls = Calls(original, list(self._paths.values()))
         self._weights: AttentionWeights | None = None
 
@@ -68,11 +66,11 @@ class Transfer:
         self._states.reserve(self.workspace.train_rows(), self.steps * self.batch_size)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
-        rows, positions, real = batch_rows(batch), batch.get("position_ids"), is_real(batch)
+        inputs, real = ModelInput.of(batch), is_real(batch)
         if self.attention_weight and self._weights is None:  # not before what trains was parted from the original
             self._weights = AttentionWeights(self.workspace.original, self.layers)
-        states, calls = self._states(rows), self._calls(rows)
-        total, parts = torch.zeros((), device=rows.device), {}
+        states, calls = self._states(inputs), self._calls(inputs)
+        total, parts = torch.zeros((), device=inputs.tokens.device), {}
         for layer, path in self._paths.items():
             attention, call = model.get_submodule(path), calls[path]
             hidden, target = states[f"{layer} input"], states[f"{layer} output"]
@@ -83,6 +81,6 @@ class Transfer:
                 divergence = divergences[real].sum()
                 total = total + self.attention_weight * divergence
                 parts[f"weights_layer_{layer}"] = divergence.detach()
-            error = relative_error(output, target, target, positions)[real].sum()
+            error = relative_error(output, target, target, inputs.positions)[real].sum()
             total, parts[f"error_layer_{layer}"] = total + error, error.detach()
         return Loss(total / len(self.layers), int(real.sum()), parts)

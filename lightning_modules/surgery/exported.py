@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.length_guard import guard_length
-from lightning_modules.options import split, surgery_options
 from lightning_modules.stages.lora_additions import add_lora
 from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import UserError
 from registries.models.pretrained import untie_if_apart
 from registries.plugins import import_plugins
+from registries.settings import ReplacementSettings
 
 SURGERY_FILE = "surgery.json"
 
@@ -59,7 +59,7 @@ def _operate(model: Any, surgery: dict[str, Any]) -> None:
     import_plugins(surgery["plugins"])
     replacement = surgery["replacement"]
     if replacement["name"] != "none":
-        options = split(replacement, surgery_options)[1]
+        options = ReplacementSettings.read(replacement).arguments
         replace_attention(model, replacement["name"], surgery["layers"], options=options)
     if "lora" in surgery["recovery"]:
         add_lora(model, surgery["layers"], **surgery["recovery"]["lora"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.inputs import batch_rows, model_inputs
+from data_modules.batches import ModelInput
 from lightning_modules.surgery.lora import ADAPTER, lora_parameters, place_lora
 from lightning_modules.surgery.twins import twin
 from registries.placements.importance import Score
@@ -105,7 +105,7 @@ def feature_norm(model: nn.Module, linears: Sequence[Linear], batches: Batches) 
         hooks.append(module.register_forward_hook(hook(linear.module, norm)))
     try:
         for batch in batches:
-            model(**model_inputs(batch_rows(batch)), use_cache=False)
+            model(**ModelInput.of(batch).arguments, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput, is_real
 from registries.placements.placement import CHANGES_WEIGHTS, NEEDS_DATA, Init, Linear, Row, Variant
 from registries.registry import UserError
 
@@ -88,12 +89,12 @@ def place_lora(
         eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # rho 1 keeps the ranks that the table tells
         lora_ga_config=LoraGAConfig() if init == "lora_ga" else None,
     )
-    found = _from_inputs(model, config, rows, batches) if init == "eva" else {}
+    directions_of = _from_inputs(model, config, rows, batches) if init == "eva" else {}
     if init == "lora_ga":
         _measure_gradients(model, config, batches, loss)
     inject(model, config, ADAPTER)
     with torch.no_grad():
-        for module, directions in found.items():
+        for module, directions in directions_of.items():
             model.get_submodule(module).lora_A[ADAPTER].weight.copy_(directions)
         if init == "orthogonal":  # drawn anew in float32: rounded matrices are not orthogonal, and BA would not be 0
             for parameter in lora_parameters(model).values():
@@ -132,26 +133,23 @@ def _from_inputs(model: nn.Module, config: Any, rows: Sequence[Row], batches: Ca
         return model(**{key: tensor for key, tensor in inputs.items() if key != "attention_mask"}, use_cache=False)
 
     model.eval()
-    found: dict[str, Tensor] = {}
+    directions_of: dict[str, Tensor] = {}
     for rank in sorted({row.rank for row in rows}):
         modules = [row.module for row in rows if row.rank == rank]
         inputs = _joined([{**batch} for batch in batches()], rank)
         of_rank = replace(config, r=rank, rank_pattern={}, target_modules=modules)
-        found |= get_eva_state_dict(model, inputs, of_rank, forward_fn=forward, show_progress_bar=False)
-    return found
+        directions_of |= get_eva_state_dict(model, inputs, of_rank, forward_fn=forward, show_progress_bar=False)
+    return directions_of
 
 
 def _joined(batches: Sequence[Mapping[str, Tensor]], tokens: int) -> list[dict[str, Tensor]]:
     """Inputs of a model, with so many real tokens in each: a decomposition needs at least its rank."""
-    from lightning_modules.inputs import batch_rows, is_real, model_inputs
-
-    joined, some = [], []
+    joined, gathered = [], []
     for batch in batches:
-        some.append(batch)
-        if sum(int(is_real(each).sum()) for each in some) >= tokens:
-            mask = torch.cat([is_real(each) for each in some])
-            joined.append({**model_inputs(torch.cat([batch_rows(each) for each in some])), "attention_mask": mask})
-            some = []
+        gathered.append({**ModelInput.of(batch).arguments, "attention_mask": is_real(batch)})
+        if sum(int(inputs["attention_mask"].sum()) for inputs in gathered) >= tokens:
+            joined.append({key: torch.cat([inputs[key] for inputs in gathered]) for key in gathered[0]})
+            gathered = []
     if not joined:
         raise UserError(
             f"placement.init=eva needs at least as many tokens as the rank, {tokens}, and the {len(batches)} batches "

@@ -59,7 +59,7 @@ def replace_attention(
     ]
     if errors:
         raise UserError(dict.fromkeys(errors))
-    attentions, notes = architecture.attention_layers(model), []
+    attentions, notes = architecture.attention_layers(model), {}  # notes as keys: layers say the same
     keeps_function = init == "copy"
     for layer in layers:
         attention = attentions[layer]
@@ -70,11 +70,8 @@ def replace_attention(
         host(attention, core.to(device=reference.device, dtype=reference.dtype).train(attention.training))
         attention.requires_grad_(False)
         keeps_function = keeps_function and core.keeps_function
-    if options.get("position") == "toroidal" and shape.rotary_width == 0:
-        notes.append(
-            f"{shape.family} adds learned positions to the embeddings: they stay, position=toroidal adds nothing"
-        )
-    return Surgery(list(layers), keeps_function, notes)
+        notes |= dict.fromkeys(f"{shape.family} {note}" for note in getattr(core, "notes", ()))
+    return Surgery(list(layers), keeps_function, list(notes))
 
 
 def _redraw_projections(model: nn.Module, layer: int) -> None:
@@ -94,14 +91,15 @@ def _redraw_projections(model: nn.Module, layer: int) -> None:
 
 
 def bias_range(model: nn.Module, layers: Sequence[int], length: int) -> float | None:
-    """How far apart, in logits, a core's biases on scores are for positions up to `length` apart.
+    """How far apart, in logits, the cores' biases on scores are for positions up to `length` apart.
 
-    What is small beside the spread of the scores themselves changes nothing. None for cores without a bias.
+    What is small beside the spread of the scores themselves changes nothing. None for cores without `score_bias`.
     """
     attentions = architecture_of(model.config.model_type).attention_layers(model)
-    biases = [attentions[layer].core.bias for layer in layers if hasattr(attentions[layer].core, "bias")]
+    cores = [attentions[layer].core for layer in layers]
+    biases = [core.score_bias(torch.arange(length)).flatten() for core in cores if hasattr(core, "score_bias")]
     if not biases:
         return None
-    values = torch.cat([bias(torch.arange(length)).flatten() for bias in biases])
+    values = torch.cat(biases)
     finite = values[values.isfinite()]
     return (finite.max() - finite.min()).item()

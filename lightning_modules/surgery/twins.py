@@ -12,7 +12,7 @@ def twin(model: nn.Module) -> nn.Module:
     """A copy of a model for keeps: it holds the same parameters (not copies of them), so that it costs no memory.
 
     What is done to the model's modules leaves it as it was. Parameters that are to be trained are parted first, by
-    `part`.
+    `separate`.
     """
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
 

@@ -63,9 +63,9 @@ class AttentionWeights:
             Its output, and KL(original's weights || its own) averaged over heads, (batch, length).
         """
         with torch.no_grad():
-            _, theirs = _with_weights(self.originals[layer].to(hidden.device), call, hidden)
-        output, ours = _with_weights(attention, call, hidden)
-        divergence = theirs * (theirs.clamp_min(1e-12).log() - ours.clamp_min(1e-12).log())
+            _, original_weights = _with_weights(self.originals[layer].to(hidden.device), call, hidden)
+        output, weights = _with_weights(attention, call, hidden)
+        divergence = original_weights * (original_weights.clamp_min(1e-12).log() - weights.clamp_min(1e-12).log())
         return output, divergence.sum(-1).mean(1)
 
 
@@ -77,5 +77,5 @@ def _with_weights(attention: nn.Module, call: Call, hidden: Tensor) -> tuple[Ten
         output = call(attention, hidden)
     finally:
         hook.remove()
-    query, key, _, *others = seen[0]
-    return output, attention.core.weights(query, key, *others)
+    query, key, _, *context = seen[0]
+    return output, attention.core.weights(query, key, *context)

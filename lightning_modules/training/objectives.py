@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from data_modules.batches import ModelInput, scored_labels
 from lightning_modules.hidden_states.frozen_prefix import FrozenPrefix
-from lightning_modules.inputs import batch_rows, scored_labels
 from lightning_modules.nll import IGNORED, target_nll, token_divergence
 from lightning_modules.output_head import final_states, output_logits
 from lightning_modules.stages.stage import Loss, Workspace
@@ -49,28 +49,28 @@ class EndToEnd:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The loss of a batch, summed over its scored tokens."""
-        rows, labels = batch_rows(batch), scored_labels(batch)
-        teacher_states = self.teacher.final_states(rows) if self.teacher else None
-        with self.prefix.read_back(rows):
+        inputs, labels = ModelInput.of(batch), scored_labels(batch)
+        teacher_states = self.teacher.final_states(inputs) if self.teacher else None
+        with self.prefix.read_back(inputs):
             if self.teacher is None:
-                total = next_token_nll(model, rows, labels, self.chunk_size)
+                total = next_token_nll(model, inputs, labels, self.chunk_size)
             else:
                 total = divergence(
-                    model, self.teacher.model, rows, labels, teacher_states, self.temperature, self.chunk_size
+                    model, self.teacher.model, inputs, labels, teacher_states, self.temperature, self.chunk_size
                 )
         return Loss(total, int((labels[:, 1:] != IGNORED).sum()))
 
 
-def next_token_nll(model: nn.Module, rows: Tensor, labels: Tensor, chunk_size: int | None = None) -> Tensor:
+def next_token_nll(model: nn.Module, inputs: ModelInput, labels: Tensor, chunk_size: int | None = None) -> Tensor:
     """Summed negative log-likelihood of the scored tokens, each given those before it.
 
     Args:
-        rows: what the model reads, see `lightning_modules.inputs`.
+        inputs: what the model reads.
         labels: (batch, length), unshifted; -100 is not scored.
         chunk_size: tokens whose logits exist at a time; the backward pass computes them again. None: all are kept.
     """
     scored = labels[:, 1:] != IGNORED
-    hidden, targets = final_states(model, rows)[:, :-1][scored], labels[:, 1:][scored]
+    hidden, targets = final_states(model, inputs)[:, :-1][scored], labels[:, 1:][scored]
 
     def nll(hidden: Tensor, targets: Tensor) -> Tensor:
         return target_nll(output_logits(model, hidden), targets).sum()
@@ -81,7 +81,7 @@ def next_token_nll(model: nn.Module, rows: Tensor, labels: Tensor, chunk_size: i
 def divergence(
     model: nn.Module,
     teacher: nn.Module,
-    rows: Tensor,
+    inputs: ModelInput,
     labels: Tensor,
     teacher_states: Tensor,
     temperature: float = 1.0,
@@ -93,16 +93,16 @@ def divergence(
     the gradients. Like the negative log-likelihood, it is summed over the positions before scored tokens.
 
     Args:
-        rows, labels: as in `next_token_nll`.
+        inputs, labels: as in `next_token_nll`.
         teacher_states: final hidden states of the teacher, (batch, length, its width).
     """
     scored = labels[:, 1:] != IGNORED
-    hidden, target = final_states(model, rows)[:, :-1][scored], teacher_states[:, :-1][scored]
+    hidden, target = final_states(model, inputs)[:, :-1][scored], teacher_states[:, :-1][scored]
 
     def divergence(hidden: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            theirs = output_logits(teacher, target)
-        return token_divergence(output_logits(model, hidden), theirs, temperature).sum() * temperature**2
+            teacher_logits = output_logits(teacher, target)
+        return token_divergence(output_logits(model, hidden), teacher_logits, temperature).sum() * temperature**2
 
     return _summed(divergence, chunk_size, hidden, target)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import state_key
 from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.length_guard import guard_length
@@ -35,34 +38,35 @@ class Teacher:
         self.key = state_key(**identity, module=FINAL, side="output")
         self.width = self.model.config.get_text_config().hidden_size
 
-    def reserve(self, rows: Tensor, visits: int) -> bool:
+    def reserve(self, rows: Sequence[ModelInput], visits: int) -> bool:
         """Make room in the cache for that many visits of rows. Returns whether they will be kept."""
-        entry_bytes = rows.shape[1] * self.width * self.model.dtype.itemsize
+        entry_bytes = max((row.tokens.shape[1] for row in rows), default=0) * self.width * self.model.dtype.itemsize
         return self.cache.reserve([self.key], rows, min(len(rows), visits), entry_bytes)
 
     @torch.no_grad()
-    def final_states(self, rows: Tensor) -> Tensor:
+    def final_states(self, inputs: ModelInput) -> Tensor:
         """Hidden states that go into the teacher's output head, (batch, length, its width)."""
         compute = lambda row: {self.key: final_states(self.model, row)}  # noqa: E731
-        return self.cache.fetch([self.key], rows, compute)[self.key]
+        return self.cache.fetch([self.key], inputs, compute)[self.key]
 
 
 def _load(path: str, workspace: Workspace) -> nn.Module:
     from lightning_modules.preflight import require_own_logits  # which needs what is defined here
 
-    source, ours = PretrainedModel(path), workspace.tokenizer
-    theirs = source.tokenizer()
+    source, tokenizer = PretrainedModel(path), workspace.tokenizer
+    teacher_tokenizer = source.tokenizer()
     model = guard_length(source.model(workspace.original.dtype)).requires_grad_(False).eval()
-    outputs = [len(each.get_output_embeddings().weight) for each in (model, workspace.original)]
+    outputs = [len(language_model.get_output_embeddings().weight) for language_model in (model, workspace.original)]
     if outputs[0] != outputs[1]:
         raise UserError(
             f"the teacher {path} has {outputs[0]} outputs, the model that trains has {outputs[1]}: their next-token "
             "distributions cannot be compared. Take a teacher of the same family"
         )
-    if theirs.get_vocab() != ours.get_vocab():
+    if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"the teacher {path} has another vocabulary ({len(theirs)} tokens) than the model that trains "
-            f"({len(ours)}): their next-token distributions cannot be compared. Take a teacher with the same tokenizer"
+            f"the teacher {path} has another vocabulary ({len(teacher_tokenizer)} tokens) than the model that trains "
+            f"({len(tokenizer)}): their next-token distributions cannot be compared. Take a teacher with the same "
+            "tokenizer"
         )
     require_own_logits(model)
     return model.to(workspace.original.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,32 @@ from lightning_modules.callbacks.checkpoint import StepCheckpoint
 from lightning_modules.callbacks.early_stopping import BestWeights
 from lightning_modules.callbacks.throughput import Throughput
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.config import TrainerSettings
 from lightning_modules.processes import process_count
 from lightning_modules.stopping import deferred, stoppable
 
-# Keys of the `trainer` config group that are not handed to Lightning's Trainer as they are.
-OWN_KEYS = (
-    "name",
-    "max_epochs",
-    "val_check_interval",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "early_stopping",
-    "checkpoint_every_n_steps",
-    "gradient_checkpointing",
-    "loss_chunk_size",
+# Keys of the config group `trainer` that are handed to Lightning's Trainer as they are.
+LIGHTNING_KEYS = (
+    "accelerator",
+    "devices",
+    "precision",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "deterministic",
+    "profiler",
+    "detect_anomaly",
+    "benchmark",
 )
 
 
-def evaluate(module: CausalLMModule, loader: DataLoader, options: Mapping[str, Any]) -> dict[str, float]:
+def evaluate(module: CausalLMModule, loader: DataLoader, settings: TrainerSettings) -> dict[str, float]:
     """Score the module on a loader: loss, ppl, accuracy, bpb, and `seconds` and `tokens_per_s`.
 
     Everything that is ever compared (baseline, swap, control, final score) goes through here.
     """
     clock = Throughput()
     with _quiet():
-        trainer = _trainer(options, logger=False, callbacks=[clock], devices=1)
+        trainer = _trainer(settings, logger=False, callbacks=[clock], devices=1)
         (scores,) = trainer.validate(module, loader, verbose=False)
     scores = {name.removeprefix("val/"): value for name, value in scores.items()}
     return {**scores, "seconds": clock.seconds, "tokens_per_s": clock.tokens_per_s}
@@ -51,7 +52,7 @@ def fit(
     module: CausalLMModule,
     loader: DataLoader,
     val_loader: DataLoader,
-    options: Mapping[str, Any],
+    settings: TrainerSettings,
     folder: Path,
     logger: Any = False,
     callbacks: Sequence[Callback] = (),
@@ -59,21 +60,20 @@ def fit(
     """Train the module's current stage, from `<folder>/last.ckpt` on where there is one.
 
     Args:
-        options: the `trainer` config group.
         folder: where this stage's checkpoint lies.
 
     Returns:
         How long the steps took, without validation.
     """
-    clock, checkpoint = Throughput(), StepCheckpoint(folder, options["checkpoint_every_n_steps"])
-    patience = options["early_stopping"]["patience"]
-    best = [BestWeights(**options["early_stopping"])] if patience and module.stage.scope == "model" else []
-    interval = options["val_check_interval"]
+    clock, checkpoint = Throughput(), StepCheckpoint(folder, settings.checkpoint_every_n_steps)
+    stopping, interval = settings.early_stopping, settings.val_check_interval
+    stops_early = stopping.patience and module.stage.scope == "model"
+    best = [BestWeights(stopping.patience, stopping.min_delta)] if stops_early else []
     with _quiet(), stoppable(), deferred():  # the checkpoint callback stops it, at the next step
         trainer = _trainer(
-            options,
+            settings,
             strategy="ddp" if process_count() > 1 else "auto",
-            num_nodes=max(1, process_count() // options["devices"]),
+            num_nodes=max(1, process_count() // settings.devices),
             logger=logger,
             callbacks=[checkpoint, *best, *callbacks, clock],  # the clock last: it times the step alone
             max_steps=module.stage.steps,
@@ -89,13 +89,12 @@ def fit(
     return clock
 
 
-def _trainer(options: Mapping[str, Any], **own: Any) -> Trainer:
-    given = {key: value for key, value in options.items() if key not in (*OWN_KEYS, "max_steps")}
+def _trainer(settings: TrainerSettings, **own: Any) -> Trainer:
     # With deterministic algorithms, torch also fills all memory that it allocates, which takes 5 % of a training step
     # and only shows where something reads what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False
     return Trainer(
-        **{**given, **own},
+        **{**{key: getattr(settings, key) for key in LIGHTNING_KEYS}, **own},
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

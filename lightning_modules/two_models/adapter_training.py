@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from lightning_modules.inputs import batch_rows, scored_labels
+from data_modules.batches import ModelInput, scored_labels
 from lightning_modules.nll import IGNORED
 from lightning_modules.stages.stage import Loss
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.submodule_training import SubmoduleTraining
 from lightning_modules.two_models.cross_model import BRIDGES, CrossModelModule
-from lightning_modules.two_models.paired_states import Site, States
-
-Contrast = Literal["tokens", "sequences"]
+from lightning_modules.two_models.paired_states import States
+from lightning_modules.two_models.sites import Site
+from registries.settings import Contrast
 
 
 @dataclass
@@ -67,20 +67,20 @@ class AdapterTraining(SubmoduleTraining):
     def _objectives(
         self, model: nn.Module, site: Site, states: States, batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        bridge = self.module.bridge_at(site)
-        translated, found = self.module.translate(site, states), {}
+        bridge = self.module.bridges[site]
+        translated, objectives = self.module.translate(site, states), {}
         target, labels = states.target.float(), scored_labels(batch)
         count = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
         if self.alignment_weight:
             error = (translated - target)[states.paired].square().sum()
-            found["alignment"] = error / count / bridge.variance
+            objectives["alignment"] = error / count / bridge.variance
         if self.generation_weight:
             with self.module.stitched(site, translated):
-                nll = next_token_nll(model, batch_rows(batch), labels, self.workspace.loss_chunk_size)
-            found["generation"] = nll / count
+                nll = next_token_nll(model, ModelInput.of(batch), labels, self.workspace.loss_chunk_size)
+            objectives["generation"] = nll / count
         if self.contrastive_weight:
-            found["contrastive"] = self._info_nce(translated - bridge.mean, target - bridge.mean, states.paired)
-        return found
+            objectives["contrastive"] = self._info_nce(translated - bridge.mean, target - bridge.mean, states.paired)
+        return objectives
 
     def _info_nce(self, translated: Tensor, target: Tensor, paired: Tensor) -> Tensor:
         if self.contrast == "tokens":

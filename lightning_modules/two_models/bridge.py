@@ -1,4 +1,4 @@
-"""Between two models: the states of the one at the text of the other, and their translation."""
+"""The translation of the source's states at a site, and what the training text tells of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.two_models.paired_states import FirstToken, PairedStates, Site, has_state
+from lightning_modules.two_models.paired_states import PairedStates, has_state
+from lightning_modules.two_models.sites import Site
 from registries.adapters.adapter import Adapter
 from registries.adapters.moments import Gathering, Moments, Statistics
+from registries.settings import FirstToken
 
 
 class Measured(NamedTuple):
@@ -31,13 +33,13 @@ def measure(states: PairedStates, blocks: Tensor) -> dict[Site, Measured]:
     Raises:
         UserError: no position is paired, or states are not finite.
     """
-    gathered = {each: Gathering(len(blocks)) for each in states.sites}
+    gathered = {site: Gathering(len(blocks)) for site in states.sites}
     for block in blocks:
-        for each, found in states(block).items():
-            gathered[each].add(found.source[found.paired], found.target[found.paired])
-    found = {each: gathering.statistics() for each, gathering in gathered.items()}
+        for site, both in states(block).items():
+            gathered[site].add(both.source[both.paired], both.target[both.paired])
+    statistics = {site: gathering.statistics() for site, gathering in gathered.items()}
     firsts = first_states(states)
-    return {each: Measured(found[each], firsts[each]) for each in states.sites}
+    return {site: Measured(statistics[site], firsts[site]) for site in states.sites}
 
 
 def measure_back(states: PairedStates, site: Site, blocks: Tensor) -> Statistics:
@@ -46,15 +48,17 @@ def measure_back(states: PairedStates, site: Site, blocks: Tensor) -> Statistics
     for block in blocks:
         paired = states.paired(block)
         target, source = states.of_target(block)[site], states.of_source(paired.tokens)[site]
-        known = has_state(paired.back, states.first_token)
-        gathered.add(target[paired.back[known].to(target.device)], source[known.to(source.device)].to(target.device))
+        with_state = has_state(paired.back, states.first_token)
+        gathered.add(
+            target[paired.back[with_state].to(target.device)], source[with_state.to(source.device)].to(target.device)
+        )
     return gathered.statistics()
 
 
 def first_states(states: PairedStates) -> dict[Site, Tensor]:
     """The target's state at a start token, or else at an end token that begins a text, (target width,), by site."""
-    found = states.of_target(torch.tensor([states.pairing.opening]))
-    return {each: rows[0] for each, rows in found.items()}
+    opening = states.of_target(torch.tensor([states.pairing.opening]))
+    return {site: rows[0] for site, rows in opening.items()}
 
 
 class Bridge(nn.Module):
@@ -97,6 +101,6 @@ class Bridge(nn.Module):
 def together(measured: Sequence[Measured]) -> Statistics:
     """The statistics of several sites as one, for an adapter that they share."""
     fitted, held_out = Moments(), Moments()
-    for each in measured:
-        fitted, held_out = fitted + each.statistics.fitted, held_out + each.statistics.held_out
+    for site in measured:
+        fitted, held_out = fitted + site.statistics.fitted, held_out + site.statistics.held_out
     return Statistics(fitted, held_out)

@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data_modules.encoding import encode_prompt
+from data_modules.batches import ModelInput, positions_of
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
-from lightning_modules.inputs import positions_of
-from lightning_modules.length_guard import length_limit
-
-if TYPE_CHECKING:
-    from lightning_modules.two_models.cross_model import CrossModelModule
-    from lightning_modules.two_models.paired_states import Site
-
-
-@torch.no_grad()
-def continue_across(module: CrossModelModule, site: Site, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """What the target writes, by greedy decoding, after prompts that only the source has read.
-
-    At the places of the prompt's tokens, the blocks from the site on get the source's translated states. The blocks
-    below see the new tokens alone, after a start or end token in the place of the first one, as models need some first
-    token to look at when there is nothing to look at. Places are those of the prompt in the target's tokens.
-    """
-    tokenizer = module.tokenizer
-    rows = [torch.tensor(encode_prompt(tokenizer, prompt, module.start)) for prompt in prompts]
-    longest = max(map(len, rows))
-    width = module.model.config.get_text_config().hidden_size
-    states = torch.zeros(len(rows), longest, width, device=module.model.device)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=module.model.device)
-    for index, row in enumerate(rows):
-        read, paired = module.states.read(row)
-        bridge = module.bridge_at(site)
-        states[index, longest - len(row) :] = bridge(read[site].to(states.device), paired.to(states.device))
-        mask[index, longest - len(row) :] = 1
-    limit = length_limit(module.model)  # where the target reads no longer texts, what it writes ends
-    steps = max_new_tokens if limit is None else min(max_new_tokens, limit.tokens - longest + 1)
-    writer, logits = begin(module, site, states, mask)
-    token = logits.argmax(-1)
-    written = [token]
-    for _ in range(steps - 1):
-        token = writer.step(token[:, None]).argmax(-1)
-        written.append(token)
-    return [_until_end(tokenizer, row.tolist()) for row in torch.stack(written, 1)]
-
-
-def begin(module: CrossModelModule, site: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
-    """A continuation by the target after translated states, see `Continuation.begin`, with the logits after them."""
-    writer = Continuation(module.model, site.target)
-    first = module.states.pairing.opening if module.states.first_token == "constant" else None
-    return writer, writer.begin(states.to(module.model.dtype), mask, first)
 
 
 class Continuation:
@@ -119,9 +75,10 @@ class Continuation:
         """Through the blocks below the site. Returns what leaves them, (batch, length, hidden)."""
         path, _ = block_entry(self.model, self.layer)
         inputs = {"position_ids": self._positions(tokens.shape[1]), "past_key_values": self.below, "use_cache": True}
-        return record_calls(self.model, [path], tokens, **inputs)[path].output
+        return record_calls(self.model, [path], ModelInput(tokens), **inputs)[path].output
 
 
-def _until_end(tokenizer: Any, tokens: list[int]) -> str:
+def until_end(tokenizer: Any, tokens: list[int]) -> str:
+    """The text of tokens up to the end token."""
     end = tokenizer.eos_token_id
     return tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens, skip_special_tokens=True)

@@ -10,67 +10,75 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from data_modules.batches import scored_labels
+from data_modules.data_module import BlockDataModule
+from data_modules.encoding import encode_prompt
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.hidden_states.injection import injected
-from lightning_modules.inputs import scored_labels
+from lightning_modules.length_guard import length_limit
 from lightning_modules.metrics import TokenNLL
 from lightning_modules.nll import IGNORED, token_divergence
-from lightning_modules.soft_tokens.compression import CompressionModule
 from lightning_modules.two_models.bridge import Bridge
-from lightning_modules.two_models.continuation import continue_across
-from lightning_modules.two_models.paired_states import PairedStates, Site, States
+from lightning_modules.two_models.continuation import Continuation, until_end
+from lightning_modules.two_models.paired_states import PairedStates, ShuffledStates, Site, States
 from registries.registry import UserError
 
 BRIDGES = "bridges"  # the submodule of the target that holds what is translated at which block
 
 
 class CrossModelModule(CausalLMModule):
-    """A causal language model that may read a text through another one.
+    """A causal language model that reads a text through another one.
 
-    It is scored as every model is; while `crossing`, its hidden states entering a block are those that the source's
-    were translated to. With several sites, each is scored by itself and the loss is the mean.
+    It is scored as every model is, but its hidden states entering a block are those that the source's were translated
+    to. With several sites, each is scored by itself and the loss is the mean.
 
-    Attributes:
+    Args:
+        target: the module of the model that is written to. The bridges become a part of its model.
         source_model, source_tokenizer: of the model that is read.
         states: of both models at any text.
-        crossing: whether scoring translates; what is scored is the target by itself otherwise.
+        bridges: what translates, by site.
     """
 
-    source_model: nn.Module
-    source_tokenizer: Any
-    states: PairedStates
-    crossing = False
+    reads_two_models = True
 
-    def bridge(self, source_model: nn.Module, source_tokenizer: Any, states: PairedStates) -> None:
-        """Set what is read; `span` says how it is translated."""
-        self.source_model, self.source_tokenizer, self.states = source_model, source_tokenizer, states
-        self.site_scores = nn.ModuleDict({str(each.target): TokenNLL() for each in states.sites})
+    def __init__(
+        self,
+        target: CausalLMModule,
+        source_model: nn.Module,
+        source_tokenizer: Any,
+        states: PairedStates | ShuffledStates,
+        bridges: Mapping[Site, Bridge],
+    ):
+        super().__init__(**target.construction())
+        self.source_model, self.source_tokenizer = source_model, source_tokenizer
+        self.states, self.bridges = states, dict(bridges)
+        self.model.add_module(BRIDGES, nn.ModuleDict({str(site.target): bridges[site] for site in states.sites}))
+        self.site_scores = nn.ModuleDict({str(site.target): TokenNLL() for site in states.sites})
         self.divergence = MeanMetric(sync_on_compute=False)
 
-    def span(self, bridges: Mapping[Site, Bridge]) -> None:
-        """Translate by these bridges from now on."""
-        self.model.add_module(BRIDGES, nn.ModuleDict({str(each.target): bridges[each] for each in self.states.sites}))
-        self.crossing = True
+    @property
+    def between(self) -> nn.Module:
+        """What lies between the two models."""
+        return self.model.get_submodule(BRIDGES)
 
     @property
     def adapter(self) -> nn.Module:
         """What translates: the adapter, or those of several sites."""
-        found = [bridge.adapter for bridge in self.model.get_submodule(BRIDGES).values()]
-        return found[0] if len(set(map(id, found))) == 1 else nn.ModuleList(found)
+        adapters = [bridge.adapter for bridge in self.bridges.values()]
+        return adapters[0] if len(set(map(id, adapters))) == 1 else nn.ModuleList(adapters)
+
+    def require_data(self, data: BlockDataModule) -> None:
+        require_text(data)
 
     def read(self, tokens: Tensor) -> dict[Site, States]:
         """The states of both models at every site for blocks (batch, length)."""
         rows = [self.states(row) for row in tokens]
-        parts = {each: zip(*(row[each] for row in rows), strict=True) for each in self.states.sites}
-        return {each: States(*map(torch.stack, columns)) for each, columns in parts.items()}
-
-    def bridge_at(self, site: Site) -> Bridge:
-        """What translates at a site."""
-        return self.model.get_submodule(BRIDGES)[str(site.target)]
+        parts = {site: zip(*(row[site] for row in rows), strict=True) for site in self.states.sites}
+        return {site: States(*map(torch.stack, columns)) for site, columns in parts.items()}
 
     def translate(self, site: Site, states: States) -> Tensor:
         """The target's hidden states as translated from the source's, (batch, length, target width)."""
-        return self.bridge_at(site)(states.source, states.paired)
+        return self.bridges[site](states.source, states.paired)
 
     @contextmanager
     def stitched(self, site: Site, states: Tensor) -> Iterator[None]:
@@ -78,22 +86,46 @@ class CrossModelModule(CausalLMModule):
         with injected(self.model, site.target, states.to(self.model.dtype)):
             yield
 
+    @torch.no_grad()
     def continue_texts(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """What the target writes after each prompt, which while `crossing` only the source has read (first site)."""
-        if not self.crossing:
-            return super().continue_texts(prompts, max_new_tokens)
-        return continue_across(self, self.states.sites[0], prompts, max_new_tokens)
+        """What the target writes, by greedy decoding, after prompts that only the source has read (first site).
+
+        At the positions of the prompt's tokens, the blocks from the site on get the source's translated states. The
+        blocks below see the new tokens alone, after a start or end token in the position of the first one, as models
+        need some first token to look at when there is nothing to look at. Positions are those of the prompt in the
+        target's tokens.
+        """
+        site, device = self.states.sites[0], self.model.device
+        rows = [torch.tensor(encode_prompt(self.tokenizer, prompt, self.start)) for prompt in prompts]
+        longest, width = max(map(len, rows)), self.model.config.get_text_config().hidden_size
+        states = torch.zeros(len(rows), longest, width, device=device)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+        for index, row in enumerate(rows):
+            read, paired = self.states.read(row)
+            states[index, longest - len(row) :] = self.bridges[site](read[site].to(device), paired.to(device))
+            mask[index, longest - len(row) :] = 1
+        limit = length_limit(self.model)  # where the target reads no longer texts, what it writes ends
+        steps = max_new_tokens if limit is None else min(max_new_tokens, limit.tokens - longest + 1)
+        continuation, logits = self.continuation(site, states, mask)
+        token = logits.argmax(-1)
+        written = [token]
+        for _ in range(steps - 1):
+            token = continuation.step(token[:, None]).argmax(-1)
+            written.append(token)
+        return [until_end(self.tokenizer, row.tolist()) for row in torch.stack(written, 1)]
+
+    def continuation(self, site: Site, states: Tensor, mask: Tensor) -> tuple[Continuation, Tensor]:
+        """A continuation by the target after translated states, see `Continuation.begin`, and the logits after them."""
+        continuation = Continuation(self.model, site.target)
+        first = self.states.pairing.opening if self.states.first_token == "constant" else None
+        return continuation, continuation.begin(states.to(self.model.dtype), mask, first)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        if self.crossing:
-            for score in (*self.site_scores.values(), self.divergence):
-                score.reset()
+        for score in (*self.site_scores.values(), self.divergence):
+            score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        if not self.crossing:
-            super().validation_step(batch, batch_idx)
-            return
         labels, read = scored_labels(batch), self.read(batch["input_ids"])
         scored = (labels[:, 1:] != IGNORED).flatten()
         final = torch.stack([self.states.own(row) for row in batch["input_ids"]])
@@ -110,8 +142,6 @@ class CrossModelModule(CausalLMModule):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        if not self.crossing:
-            return
         values = {"val/kl": self.divergence.compute().double()}
         if len(self.site_scores) > 1:
             for layer, score in self.site_scores.items():
@@ -119,10 +149,11 @@ class CrossModelModule(CausalLMModule):
         self.log_dict(values)
 
 
-TWO_MODELS = (CrossModelModule, CompressionModule)  # modules whose target reads what a source makes of the text
-
-
-def require_one_model(module: CausalLMModule, what: str) -> None:
-    """Raise UserError for a run on two models."""
-    if isinstance(module, TWO_MODELS):
-        raise UserError(f"{what} is of one model, and this run has two (the source would be left out)")
+def require_text(data: BlockDataModule) -> None:
+    """Raise UserError unless the data are plain text, which another tokenizer can read."""
+    if data.token_bytes is None or data.positions("train") is not None:
+        raise UserError(
+            f"an adapter pairs the tokens of two models on plain text, and dataset {data.name!r} is "
+            f"{'made of tokens' if data.token_bytes is None else 'made of examples'}: choose one of documents "
+            "(dataset=pydoc, text, wikitext2, ...)"
+        )

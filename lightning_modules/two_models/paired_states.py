@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import NONE, Paired, Pairing
 from lightning_modules.hidden_states.frozen_states import FrozenStates
 from lightning_modules.hidden_states.injection import block_entry, injected
+from lightning_modules.two_models.sites import Site
 from registries.model_shape import shape_of
 from registries.registry import UserError
-
-FirstToken = Literal["constant", "translate"]
-
-
-class Site(NamedTuple):
-    """Where states are read from the source, and where they are put into the target: the blocks that they enter."""
-
-    source: int
-    target: int
+from registries.settings import FirstToken
 
 
 class States(NamedTuple):
@@ -67,11 +61,11 @@ class PairedStates:
         first_token: FirstToken = "constant",
     ):
         self.pairing, self.sites, self.first_token = pairing, list(sites), first_token
-        self.source = FrozenStates(source, _wanted(source, [each.source for each in sites]), cache, source_identity)
-        self.target = FrozenStates(target, _wanted(target, [each.target for each in sites]), cache, target_identity)
+        self.source = FrozenStates(source, _entries(source, [site.source for site in sites]), cache, source_identity)
+        self.target = FrozenStates(target, _entries(target, [site.target for site in sites]), cache, target_identity)
         self.last = shape_of(target.config).num_layers
         self.limit = shape_of(source.config).limit
-        self.final = FrozenStates(target, _wanted(target, [self.last]), cache, target_identity, self._from_highest)
+        self.final = FrozenStates(target, _entries(target, [self.last]), cache, target_identity, self._from_highest)
         self._paired: dict[bytes, Paired] = {}
 
     def paired(self, tokens: Tensor) -> Paired:
@@ -92,50 +86,50 @@ class PairedStates:
 
     def reserve(self, blocks: Tensor, scored: bool) -> None:
         """Make room in the cache for blocks of the target, (blocks, length); with those states that scoring needs."""
-        self.source.reserve([self.paired(block).tokens for block in blocks], len(blocks))
+        self.source.reserve([ModelInput(self.paired(block).tokens[None]) for block in blocks], len(blocks))
         for states in (self.target, self.final) if scored else (self.target,):
-            states.reserve(blocks, len(blocks))
+            states.reserve(list(ModelInput(blocks).rows()), len(blocks))
 
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """The states at every site for a block of the target, (length,)."""
         source, paired = self.read(tokens)
         own = self.of_target(tokens)
-        return {each: States(source[each], own[each], paired) for each in self.sites}
+        return {site: States(source[site], own[site], paired) for site in self.sites}
 
     def of_target(self, tokens: Tensor) -> dict[Site, Tensor]:
         """The target's own states at every site, (length, target width), for a block of its tokens."""
-        found = self.target(tokens[None].to(self.target.model.device))
-        return {each: found[str(each.target)][0].to(tokens.device) for each in self.sites}
+        states = self.target(ModelInput(tokens[None].to(self.target.model.device)))
+        return {site: states[str(site.target)][0].to(tokens.device) for site in self.sites}
 
     def of_source(self, tokens: Tensor) -> dict[Site, Tensor]:
         """The source's states at every site, (source length, source width), for tokens of its own."""
-        found = self.source(tokens[None].to(self.source.model.device))
-        return {each: found[str(each.source)][0].to(tokens.device) for each in self.sites}
+        states = self.source(ModelInput(tokens[None].to(self.source.model.device)))
+        return {site: states[str(site.source)][0].to(tokens.device) for site in self.sites}
 
     def own(self, tokens: Tensor) -> Tensor:
         """What leaves the target's last block when it reads the block itself, (length, target width)."""
-        return self.final(tokens[None].to(self.target.model.device))[str(self.last)][0].to(tokens.device)
+        return self.final(ModelInput(tokens[None].to(self.target.model.device)))[str(self.last)][0].to(tokens.device)
 
-    def _from_highest(self, row: Tensor) -> AbstractContextManager:
+    def _from_highest(self, row: ModelInput) -> AbstractContextManager:
         """The target as it goes on from its own states at the highest site."""
-        highest = max(each.target for each in self.sites)
+        highest = max(site.target for site in self.sites)
         return injected(self.target.model, highest, self.target(row)[str(highest)])
 
     def read(self, tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor]:
         """Only what the source has at a block of the target: its states by site, and where there are any."""
         paired = self.paired(tokens)
         states, index = self.of_source(paired.tokens), paired.index.clamp(min=0)
-        found = {each: states[each][index].to(tokens.device) for each in self.sites}
-        return found, has_state(paired.index, self.first_token).to(tokens.device)
+        at_tokens = {site: states[site][index].to(tokens.device) for site in self.sites}
+        return at_tokens, has_state(paired.index, self.first_token).to(tokens.device)
 
 
 def has_state(index: Tensor, first_token: FirstToken) -> Tensor:
     """Where tokens have a state of the other model, given the places of the tokens paired with them, (length,)."""
     if first_token == "translate":
         return index != NONE
-    there = index > 0
-    there[0] = False
-    return there
+    paired = index > 0
+    paired[0] = False
+    return paired
 
 
 class ShuffledStates:
@@ -147,14 +141,15 @@ class ShuffledStates:
     """
 
     def __init__(self, states: PairedStates, blocks: Tensor):
-        self.states, self.sites, self.first_token, self.last = states, states.sites, states.first_token, states.last
-        self._next = {_key(block): other for block, other in zip(blocks, blocks.roll(-1, 0), strict=True)}
+        self.states, self.pairing, self.sites = states, states.pairing, states.sites
+        self.first_token, self.last = states.first_token, states.last
+        self._next = {_key(block): following for block, following in zip(blocks, blocks.roll(-1, 0), strict=True)}
 
     def __call__(self, tokens: Tensor) -> dict[Site, States]:
         """As `PairedStates`."""
-        found, there = self.read(tokens)
+        source, paired = self.read(tokens)
         right = self.states(tokens)
-        return {each: States(found[each], right[each].target, there) for each in self.sites}
+        return {site: States(source[site], right[site].target, paired) for site in self.sites}
 
     def own(self, tokens: Tensor) -> Tensor:
         """As `PairedStates`."""
@@ -169,5 +164,5 @@ def _key(tokens: Tensor) -> bytes:
     return tokens.cpu().numpy().tobytes()
 
 
-def _wanted(model: nn.Module, layers: Sequence[int]) -> dict[str, Any]:
+def _entries(model: nn.Module, layers: Sequence[int]) -> dict[str, Any]:
     return {str(layer): block_entry(model, layer) for layer in dict.fromkeys(layers)}

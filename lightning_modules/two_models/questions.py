@@ -10,9 +10,8 @@ from torch import Tensor
 from data_modules.encoding import encode_prompt, encode_texts
 from data_modules.facts import Question
 from data_modules.randomness import generator
-from lightning_modules.two_models.continuation import begin
 from lightning_modules.two_models.cross_model import CrossModelModule
-from lightning_modules.two_models.paired_states import Site
+from lightning_modules.two_models.sites import Site
 
 CONDITIONS = ("text", "nothing", "states", "shuffled", "random")
 
@@ -36,8 +35,8 @@ def right_answers(
             context = _tokens(module, question.context) if condition == "text" else asked[:0]
             logits = module.model(input_ids=torch.cat([context, asked])[None], use_cache=False).logits[0, -1]
         else:
-            told = questions[(index + 1) % len(questions)] if condition == "shuffled" else question
-            states = _translated(module, site, told.context)
+            read = questions[(index + 1) % len(questions)] if condition == "shuffled" else question
+            states = _translated(module, site, read.context)
             if condition == "random":
                 states = _noise_like(module, site, states, index)
             logits = _after(module, site, states, asked)
@@ -58,13 +57,13 @@ def _tokens(module: CrossModelModule, text: str, begins: bool = True) -> Tensor:
 
 def _translated(module: CrossModelModule, site: Site, context: str) -> Tensor:
     """(length, target width) for a context that only the source reads."""
-    found, paired = module.states.read(_tokens(module, context))
-    return module.bridge_at(site)(found[site], paired)
+    states, paired = module.states.read(_tokens(module, context))
+    return module.bridges[site](states[site], paired)
 
 
 def _noise_like(module: CrossModelModule, site: Site, states: Tensor, index: int) -> Tensor:
     """As many states drawn at random; the first is kept, which tells nothing."""
-    bridge = module.bridge_at(site)
+    bridge = module.bridges[site]
     drawn = torch.randn(states.shape, generator=generator("noise", index)).to(states)
     noise = bridge.mean + drawn * (bridge.variance / len(bridge.mean)).sqrt()
     return torch.cat([states[:1], noise[1:]])
@@ -72,5 +71,6 @@ def _noise_like(module: CrossModelModule, site: Site, states: Tensor, index: int
 
 def _after(module: CrossModelModule, site: Site, states: Tensor, asked: Tensor) -> Tensor:
     """The target's logits (vocabulary,) after a question that follows on states."""
-    writer, _ = begin(module, site, states[None], torch.ones(1, len(states), dtype=torch.long, device=states.device))
-    return writer.step(asked[None])[0]
+    mask = torch.ones(1, len(states), dtype=torch.long, device=states.device)
+    continuation, _ = module.continuation(site, states[None], mask)
+    return continuation.step(asked[None])[0]

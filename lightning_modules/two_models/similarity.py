@@ -35,8 +35,8 @@ def similarity(translated: Tensor, target: Tensor, documents: Tensor) -> dict[st
     values["cosine"] = (normalize(x, dim=1) * normalize(y, dim=1)).sum(1).mean().item()
     chosen = spread_over_documents(documents, CANDIDATES)
     likeness = normalize(x[chosen], dim=1) @ normalize(y[chosen], dim=1).T
-    found = likeness.diagonal() >= likeness.amax(1)  # the same token may have the same state in two places
-    values["retrieval_at_1"] = found.double().mean().item()
+    retrieved = likeness.diagonal() >= likeness.amax(1)  # the same token may have the same state in two places
+    values["retrieval_at_1"] = retrieved.double().mean().item()
     values["retrieval_rows"] = len(chosen)
     shuffled = torch.randperm(len(y), generator=generator("chance", 0))
     return values | {"cka": _cka(x, y), "cka_chance": _cka(x, y[shuffled])}

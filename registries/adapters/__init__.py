@@ -1,5 +1,4 @@
-"""Cross-model adapters: what a component is, and the map that the closed forms among them find.
+"""Cross-model adapters: maps from hidden states of one model, the source, to those of another, the target.
 
-An adapter turns hidden states of one model, the source, into those of another, the target. What it takes from the data
-before any training is its `fit`; what is left to be trained are its parameters, if it has any.
+`fit` takes from the data what needs no training; the parameters of an adapter, if it has any, are trained afterwards.
 """

@@ -1,18 +1,15 @@
-"""The affine map that the closed forms find, and what trained adapters take from it to start with."""
+"""The affine map of the closed forms, from which trained adapters may start."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from registries import ADAPTERS
-from registries.registry import UserError
-
-if TYPE_CHECKING:
-    pass
 from registries.adapters.moments import Pairs
+from registries.registry import UserError
 
 Start = Literal["identity", "procrustes", "ridge"]
 
@@ -30,7 +27,7 @@ class AffineMap(nn.Module):
         return ((states.to(self.weight.dtype) - self.source_mean) @ self.weight + self.target_mean).to(states.dtype)
 
     def set(self, weight: Tensor, source_mean: Tensor, target_mean: Tensor) -> None:
-        """Take what was found in double precision."""
+        """Set the map, in its own dtype and on its own device, from values in double precision."""
         for name, value in (("weight", weight), ("source_mean", source_mean), ("target_mean", target_mean)):
             setattr(self, name, value.to(getattr(self, name)))
 
@@ -48,7 +45,7 @@ def start_errors(start: Start | None, source_width: int, target_width: int) -> l
 
 
 def fitted_start(start: Start, source_width: int, target_width: int, pairs: Pairs, centre: bool = True) -> AffineMap:
-    """The map of a closed form, to start from, in double precision.
+    """The fitted map of a closed form, in double precision, as the start of a trained adapter.
 
     Raises:
         UserError: the identity between different widths.
@@ -56,9 +53,9 @@ def fitted_start(start: Start, source_width: int, target_width: int, pairs: Pair
     if start == "identity":
         if wrong := equal_widths(source_width, target_width):
             raise UserError(wrong)
-        found = AffineMap(source_width, target_width).double()
-        nn.init.eye_(found.weight)
-        return found
+        identity = AffineMap(source_width, target_width).double()
+        nn.init.eye_(identity.weight)
+        return identity
     adapter = ADAPTERS.build(start, source_width=source_width, target_width=target_width, centre=centre).double()
     adapter.fit(pairs)
     return adapter.map

@@ -1,4 +1,4 @@
-"""The identity: what a model's states are worth to another one of the same width as they are."""
+"""The identity: the worth of a model's states, unchanged, to another model of the same width."""
 
 from __future__ import annotations
 

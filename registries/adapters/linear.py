@@ -25,18 +25,19 @@ class Projection(nn.Module):
     @torch.no_grad()
     def fit(self, pairs: Pairs) -> None:
         """Measure the units, and take over the start."""
-        found = gather(pairs)
-        self.units.fit(found)
+        statistics = gather(pairs)
+        self.units.fit(statistics)
         if self.start is None:
             return
         layer = self.projection
-        start = fitted_start(self.start, layer.in_features, layer.out_features, found, centre=layer.bias is not None)
+        sizes, centre = (layer.in_features, layer.out_features), layer.bias is not None
+        start = fitted_start(self.start, *sizes, statistics, centre)
         layer.weight.copy_(start.weight.T * (self.units.source / self.units.target))
         if layer.bias is not None:
             layer.bias.copy_((start.target_mean - start.source_mean @ start.weight) / self.units.target)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.units.around(self.projection, states)
+        return self.units.run(self.projection, states)
 
 
 @ADAPTERS.register("linear", check=start_errors)

@@ -23,11 +23,11 @@ def _errors(start: Start, rank: int, source_width: int, target_width: int) -> li
 
 @ADAPTERS.register("lora", check=_errors)
 class LowRank(nn.Module):
-    """start(states) + alpha / rank * states A B (Hu et al., 2021), with B = 0 at first: it begins as its start.
+    """start(states) + alpha / rank * states A B (Hu et al., 2021), with B = 0 at first, so that it begins as its start.
 
     Args:
-        rank: of what is learned; rank * (source width + target width) parameters.
-        alpha: over `rank`, the scale of what is learned.
+        rank: rank of the learned map, which has rank * (source width + target width) parameters.
+        alpha: the learned map is scaled by alpha / rank.
         start: the fixed map.
     """
 
@@ -50,11 +50,10 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def fit(self, pairs: Pairs) -> None:
         """Measure the units, and find the fixed map."""
-        found = gather(pairs)
-        self.units.fit(found)
-        self.fixed.load_state_dict(
-            fitted_start(self.start, self.down.in_features, self.up.out_features, found).state_dict()
-        )
+        statistics = gather(pairs)
+        self.units.fit(statistics)
+        start = fitted_start(self.start, self.down.in_features, self.up.out_features, statistics)
+        self.fixed.load_state_dict(start.state_dict())
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.fixed(states) + self.scale * self.units.around(lambda scaled: self.up(self.down(scaled)), states)
+        return self.fixed(states) + self.scale * self.units.run(lambda scaled: self.up(self.down(scaled)), states)

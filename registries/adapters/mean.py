@@ -1,4 +1,4 @@
-"""The target's mean state at every position: what the target's remaining layers can do without any states."""
+"""The target's mean state at every position: the worth of the target's remaining layers without any states."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ class MLP(nn.Module):
     """Two trained linear layers with a GELU between them, on top of a fixed start where there is one.
 
     Args:
-        hidden_width: of the layer between; None: the target's width.
-        start: a fixed map, to which the network (whose last layer is zero then) adds; None: the network alone.
+        hidden_width: width between the two layers; None: the target's width.
+        start: a fixed map to which the network adds, whose last layer is then zero at first; None: the network alone.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class MLP(nn.Module):
     @torch.no_grad()
     def fit(self, pairs: Pairs) -> None:
         """Measure the units, and find the fixed map."""
-        found = gather(pairs)
-        self.units.fit(found)
+        statistics = gather(pairs)
+        self.units.fit(statistics)
         if self.start is not None:
-            self.fixed.load_state_dict(fitted_start(self.start, *self.widths, found).state_dict())
+            self.fixed.load_state_dict(fitted_start(self.start, *self.widths, statistics).state_dict())
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.fixed(states) + self.units.around(self.network, states)
+        return self.fixed(states) + self.units.run(self.network, states)

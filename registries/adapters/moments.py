@@ -1,4 +1,4 @@
-"""First and second moments of paired rows, summed batch by batch in double precision: all that closed forms need."""
+"""First and second moments of paired rows, summed batch by batch in double precision; closed forms need no more."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from registries.registry import UserError
 
-Pairs = Union[Iterable[tuple[Tensor, Tensor]], "Statistics"]  # batches of rows, or what was gathered of them
+Pairs = Union[Iterable[tuple[Tensor, Tensor]], "Statistics"]  # batches of paired rows, or their statistics
 
-HELD_OUT = 10  # one of so many
+HELD_OUT = 10  # one batch of so many is held out
 
 
 class Scatter(NamedTuple):
-    """Sums of products about a centre: x'x (source, source), x'y (source, target), and the total of y squared."""
+    """Sums of products about a centre: x'x (source, source), x'y (source, target), and the sum of y squared."""
 
     xx: Tensor
     xy: Tensor
@@ -45,7 +45,7 @@ class Moments:
         return total
 
     def means(self, centre: bool = True) -> tuple[Tensor, Tensor]:
-        """The means of x and y; zeros where nothing is to be centred."""
+        """The means of x and y; zeros if not `centre`."""
         factor = 1 / self.rows if centre else 0.0
         return self.x * factor, self.y * factor
 
@@ -57,7 +57,7 @@ class Moments:
 
 
 class Statistics(NamedTuple):
-    """The moments of the rows to fit on, and of those held out to choose a setting on."""
+    """The moments of the rows to fit on, and of the rows held out to choose a setting."""
 
     fitted: Moments
     held_out: Moments
@@ -69,29 +69,29 @@ class Statistics(NamedTuple):
 
 
 class Gathering:
-    """Statistics in the making.
+    """Gathers the statistics of paired rows, batch by batch.
 
-    The last tenth of the batches is held out where their number is known, since batches that lie apart are of other
-    texts (a ridge that is chosen on blocks between those it is fitted on is ten times too weak for new documents);
-    else every tenth. Of fewer than ten batches, it is the last tenth of the rows of each.
+    The last tenth of the batches is held out where their number is known, since distant batches come from other texts
+    (a ridge that is chosen on blocks between those it is fitted on is ten times too weak for new documents); else every
+    tenth batch. Of fewer than ten batches, the last tenth of the rows of each is held out.
 
     Args:
-        batches: how many will be added; None: unknown, and ten or more.
+        batches: how many will be added; None: unknown, but at least ten.
     """
 
     def __init__(self, batches: int | None = None):
-        self.batches, self.added, self.found = batches, 0, Statistics(Moments(), Moments())
+        self.batches, self.added, self.gathered = batches, 0, Statistics(Moments(), Moments())
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add a batch: (rows, source width) and (rows, target width)."""
         cut = self._cut(len(x))
-        for part, rows in ((self.found.fitted, slice(cut)), (self.found.held_out, slice(cut, None))):
+        for moments, rows in zip(self.gathered, (slice(cut), slice(cut, None)), strict=True):
             if len(x[rows]):
-                part.add(x[rows], y[rows])
+                moments.add(x[rows], y[rows])
         self.added += 1
 
     def _cut(self, rows: int) -> int:
-        """Where the rows of the next batch begin that are held out."""
+        """The index of the first row of the next batch that is held out."""
         if self.batches is None:
             return 0 if self.added % HELD_OUT == HELD_OUT - 1 else rows
         if self.batches < HELD_OUT:
@@ -99,31 +99,32 @@ class Gathering:
         return 0 if self.added >= self.batches - self.batches // HELD_OUT else rows
 
     def statistics(self) -> Statistics:
-        """What was gathered.
+        """The statistics of all batches so far.
 
         Raises:
-            UserError: there are no rows, or some are not finite.
+            UserError: there are fewer than 2 rows, or some are not finite.
         """
-        found = self.found
-        if not found.fitted.rows or not found.held_out.rows:
-            rows = found.fitted.rows + found.held_out.rows
+        fitted, held_out = self.gathered
+        if not fitted.rows or not held_out.rows:
+            rows = fitted.rows + held_out.rows
             raise UserError(f"an adapter is fitted on 2 paired rows at least, and there are {rows}: give it more text")
-        if not torch.isfinite(found.everything.yy + found.everything.xx.trace()):
+        everything = self.gathered.everything
+        if not torch.isfinite(everything.yy + everything.xx.trace()):
             raise UserError(
                 "hidden states with NaN or infinite values cannot be fitted: load the models in float32 (model.dtype, "
                 "source.dtype)"
             )
-        return found
+        return self.gathered
 
 
 def gather(pairs: Pairs) -> Statistics:
-    """The statistics of paired rows, in one pass; what is gathered already is handed on. Raises as `Gathering`."""
+    """The statistics of paired rows, in one pass; statistics are returned as they are. Raises as `Gathering`."""
     if isinstance(pairs, Statistics):
         return pairs
     batches = len(pairs) if isinstance(pairs, Sized) else None
     pairs = iter(pairs)
     first = list(islice(pairs, HELD_OUT))
-    found = Gathering(len(first) if len(first) < HELD_OUT else batches)
+    gathering = Gathering(len(first) if len(first) < HELD_OUT else batches)
     for x, y in chain(first, pairs):
-        found.add(x, y)
-    return found.statistics()
+        gathering.add(x, y)
+    return gathering.statistics()

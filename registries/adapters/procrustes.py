@@ -1,4 +1,4 @@
-"""Orthogonal Procrustes: the rotation that brings one model's states nearest to another's."""
+"""Orthogonal Procrustes: the rotation that brings one model's states nearest to those of another."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Procrustes(nn.Module):
 
     def fit(self, pairs: Pairs) -> None:
         """Find means, rotation and scale."""
-        found = gather(pairs).everything
-        means = found.means(self.centre)
-        scatter = found.about(*means)
+        moments = gather(pairs).everything
+        means = moments.means(self.centre)
+        scatter = moments.about(*means)
         left, singular, right = torch.linalg.svd(scatter.xy, full_matrices=False)
         rotation = left @ right
         spread = torch.einsum("ij,ik,kj->", rotation, scatter.xx, rotation)

@@ -1,4 +1,4 @@
-"""A random rotation: what the right mean and the right scale alone are worth."""
+"""A random rotation: the worth of the right mean and the right scale alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registries.adapters.moments import Pairs, gather
 
 @ADAPTERS.register("random_orthogonal")
 class RandomOrthogonal(nn.Module):
-    """A (semi-)orthogonal matrix drawn at random, between the centred states, with the target's mean and variance."""
+    """A random (semi-)orthogonal matrix between the centred states, with the target's mean and variance."""
 
     trained = False
 
@@ -23,10 +23,10 @@ class RandomOrthogonal(nn.Module):
 
     def fit(self, pairs: Pairs) -> None:
         """Find means and scale."""
-        found = gather(pairs).everything
-        means = found.means()
-        scatter, rotation = found.about(*means), self.map.weight.double()
-        spread = torch.einsum("ij,ik,kj->", rotation, scatter.xx, rotation)  # of the rotated states
+        moments = gather(pairs).everything
+        means = moments.means()
+        scatter, rotation = moments.about(*means), self.map.weight.double()
+        spread = torch.einsum("ij,ik,kj->", rotation, scatter.xx, rotation)  # sum of squares of the rotated states
         self.map.set(rotation * (scatter.yy / spread.clamp(min=1e-30)).sqrt(), *means)
 
     def forward(self, states: Tensor) -> Tensor:

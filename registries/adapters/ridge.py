@@ -16,7 +16,7 @@ STRENGTHS = [10.0 ** (power / 2) for power in range(-16, 5)]  # of the mean vari
 class Ridge(nn.Module):
     """(x'x + strength I)^-1 x'y between centred states (Hoerl and Kennard, 1970).
 
-    The strength with the least squared error on held-out rows is taken, then the map is fitted on all rows.
+    The strength is the one with the least squared error on held-out rows; then the map is fitted on all rows.
 
     Args:
         centre: subtract the means first, and add the target's.
@@ -32,8 +32,8 @@ class Ridge(nn.Module):
 
     def fit(self, pairs: Pairs) -> None:
         """Find means, strength and weights."""
-        found = gather(pairs)
-        fitted, held_out = found
+        statistics = gather(pairs)
+        fitted, held_out = statistics
         means = fitted.means(self.centre)
         scatter, unseen = fitted.about(*means), held_out.about(*means)
         values, vectors = torch.linalg.eigh(scatter.xx)
@@ -45,7 +45,7 @@ class Ridge(nn.Module):
             return (((unseen.xx @ weight) * weight).sum() - 2 * (weight * unseen.xy).sum() + unseen.yy).item()
 
         self.strength.fill_(min(STRENGTHS, key=error))
-        everything = found.everything
+        everything = statistics.everything
         means = everything.means(self.centre)
         scatter = everything.about(*means)
         shift = self.strength * scatter.xx.diagonal().mean().clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""What adapters that are trained share: units in which states of any model have size one."""
+"""The units of trained adapters, in which states of any model have size one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Units(nn.Module):
         self.register_buffer("target", torch.ones(()))
 
     def fit(self, pairs: Pairs) -> None:
-        """Measure them."""
-        found = gather(pairs).everything
-        for name, total, width in (("source", found.xx.trace(), len(found.x)), ("target", found.yy, len(found.y))):
-            getattr(self, name).copy_((total / (found.rows * width)).sqrt().clamp(min=1e-12))
+        """Measure the units."""
+        moments = gather(pairs).everything
+        totals = {"source": (moments.xx.trace(), moments.x), "target": (moments.yy, moments.y)}
+        for name, (total, sums) in totals.items():
+            getattr(self, name).copy_((total / (moments.rows * len(sums))).sqrt().clamp(min=1e-12))
 
-    def around(self, module: nn.Module, states: Tensor) -> Tensor:
-        """What a module that works in these units makes of states."""
+    def run(self, module: nn.Module, states: Tensor) -> Tensor:
+        """The output for states of a module that computes in these units."""
         return (module(states.to(self.source.dtype) / self.source) * self.target).to(states.dtype)

@@ -1,8 +1,8 @@
 """Softmax attention over depth slices with a score bias, computed in three ways that agree.
 
-All work on flattened slices: a sequence of N positions with D slices each is an axis of N * D entries, position-major
-(entry n * D + k is slice k of position n). `reference` is the definition; `sdpa` is the same with memory that grows
-with N * D only; `flex` compiles it for CUDA.
+All ways work on flattened slices: a sequence of N positions with D slices each is an axis of N * D entries (entry
+n * D + k is slice k of position n). `reference` is the definition; `sdpa` needs memory that grows with N * D only;
+`flex` is compiled for CUDA.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 Backend = Literal["auto", "reference", "sdpa", "flex"]
 
 # (offsets i - j of query and key positions, (n,)) -> (n, depth, depth), added to the scores of query slice k (axis 1)
-# and key slice l (axis 2); -inf forbids. Hashable (a frozen dataclass), so that what was built once is found again.
+# and key slice l (axis 2); -inf forbids. Hashable (a frozen dataclass), so that tables of biases can be cached.
 ScoreBias = Callable[[Tensor], Tensor]
 
 
 def no_bias(offsets: Tensor) -> Tensor:
-    """The `ScoreBias` of plain attention: none."""
+    """The `ScoreBias` of plain attention, which is 0."""
     return torch.zeros(len(offsets), 1, 1, device=offsets.device)
 
 
-# The fastest of several on a CPU with AVX-512, by benchmarks/attention_cost.py. More rows see more keys in vain (those
-# after them), fewer cost more calls. Kernels of slices narrower than 16 are slow (or missing, in flex): zero channels
-# added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
+# The fastest of several values on a CPU with AVX-512, by benchmarks/attention_cost.py: more rows waste work on keys
+# that lie after them, fewer rows cost more calls. Kernels for slices narrower than 16 are slow (or missing, in flex):
+# zero channels added up to 16 change nothing and take 0.6 times the time at depth 8 of a 64 wide head.
 CHUNK_ROWS = 384
 MIN_WIDTH = 16
 
@@ -55,7 +55,7 @@ def attend(
         key, value: (batch, key/value heads, keys * depth, slice width).
         mask: None for causal; else boolean (batch, 1, queries, keys) over positions.
         bias: see `ScoreBias`.
-        scaling: factor on the products of two slices.
+        scaling: factor on the dot products of two slices.
         query_start, key_start: positions of the first query and of the first key.
         dropout: probability of dropping an attention weight.
 
@@ -85,9 +85,9 @@ def position_weights(
     query_start: int,
     key_start: int,
 ) -> Tensor:
-    """How much each query position looks at each key position, (batch, heads, queries, keys); arguments as `attend`.
+    """Attention weights of positions, (batch, heads, queries, keys); arguments as `attend`.
 
-    The mean over a position's query slices of the sum over the other's key slices, so that rows sum to 1.
+    The weights of two positions are summed over the key slices and averaged over the query slices, so rows sum to 1.
     """
     groups = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
@@ -100,7 +100,7 @@ def _slice_weights(query, key, mask, bias, scaling, depth, query_start, key_star
     causal = _offsets(*shape, query.device) >= 0
     allowed = _spread(causal[None, None] if mask is None else mask, depth)
     scores = query.float() @ key.float().transpose(-1, -2) * scaling + _spread_bias(bias, *shape, query.device)
-    # The lowest finite number instead of -inf: a padding query that may see nothing gets some average, not NaN.
+    # The lowest finite number instead of -inf: a padding query that may see nothing gets an average, not NaN.
     return scores.masked_fill(~allowed, -torch.inf).clamp_min(torch.finfo(torch.float32).min).softmax(-1)
 
 
@@ -116,19 +116,19 @@ def _chunked_sdpa(query, key, value, mask, bias, scaling, depth, query_start, ke
         stop = min(start + chunk, queries)
         if mask is None:
             end = query_start + stop - key_start  # no key lies after the chunk's last query
-            added = _causal_bias(bias, stop - start, end, query.device, query.dtype)
+            chunk_bias = _causal_bias(bias, stop - start, end, query.device, query.dtype)
         else:
-            part = mask[:, :, start:stop]
-            end = _last_visible(part)
-            added = _spread_bias(bias, stop - start, end, query_start + start - key_start, query.device)
-            added = added.masked_fill(~_spread(part[..., :end], depth), -torch.inf)
-            added = added.to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
+            chunk_mask = mask[:, :, start:stop]
+            end = _visible_end(chunk_mask)
+            chunk_bias = _spread_bias(bias, stop - start, end, query_start + start - key_start, query.device)
+            chunk_bias = chunk_bias.masked_fill(~_spread(chunk_mask[..., :end], depth), -torch.inf)
+            chunk_bias = chunk_bias.to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
         chunks.append(
             scaled_dot_product_attention(
                 query[:, :, start * depth : stop * depth],
                 key[:, :, : end * depth],
                 value[:, :, : end * depth],
-                attn_mask=added,
+                attn_mask=chunk_bias,
                 dropout_p=dropout,
                 scale=scaling,
             )
@@ -173,17 +173,17 @@ def _compiled_flex_attention():
 
 
 def _chunk(depth: int) -> int:
-    """Query positions that are computed together."""
+    """The number of query positions that are computed together."""
     return max(32, min(128, CHUNK_ROWS // depth))
 
 
 def _offsets(queries: int, keys: int, shift: int, device: torch.device) -> Tensor:
-    """(queries, keys): query position minus key position, where the first query lies `shift` after the first key."""
+    """(queries, keys): query position minus key position; the first query lies `shift` after the first key."""
     return torch.arange(queries, device=device)[:, None] + shift - torch.arange(keys, device=device)[None, :]
 
 
 def _spread(mask: Tensor, depth: int) -> Tensor:
-    """A mask over positions (..., queries, keys) for all their slices: (..., queries * depth, keys * depth)."""
+    """A mask over positions (..., queries, keys) as a mask over slices (..., queries * depth, keys * depth)."""
     return mask.repeat_interleave(depth, dim=-2).repeat_interleave(depth, dim=-1)
 
 
@@ -198,7 +198,7 @@ def _spread_bias(bias: ScoreBias, queries: int, keys: int, shift: int, device: t
 def _causal_bias(bias: ScoreBias, queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Bias and causal mask, (queries * depth, keys * depth), of the last `queries` (one chunk or less) of `keys`.
 
-    It depends on distances only, so that every chunk is the lower right corner of one table, a view of it.
+    They depend on distances only, so every chunk is a view of one table, its lower right corner.
     """
     table, depth = _causal_table(bias, -(-keys // 512) * 512, device, dtype)
     return table[-queries * depth :, -keys * depth :]
@@ -209,12 +209,12 @@ def _causal_table(bias: ScoreBias, keys: int, device: torch.device, dtype: torch
     with torch.no_grad():
         depth = bias(torch.zeros(1, dtype=torch.long)).shape[-1]
         rows = _chunk(depth)
-        added = _spread_bias(bias, rows, keys, keys - rows, device)
+        table = _spread_bias(bias, rows, keys, keys - rows, device)
         causal = _offsets(rows, keys, keys - rows, device) >= 0
-        return added.masked_fill(~_spread(causal, depth), -torch.inf).to(dtype), depth
+        return table.masked_fill(~_spread(causal, depth), -torch.inf).to(dtype), depth
 
 
-def _last_visible(mask: Tensor) -> int:
+def _visible_end(mask: Tensor) -> int:
     """One more than the index of the last key that any query may see; at least 1."""
-    seen = mask.flatten(0, -2).any(dim=0).nonzero()
-    return int(seen[-1]) + 1 if len(seen) else 1
+    visible = mask.flatten(0, -2).any(dim=0).nonzero()
+    return int(visible[-1]) + 1 if len(visible) else 1

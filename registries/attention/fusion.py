@@ -16,7 +16,7 @@ class DepthFusion(nn.Module):
 
     The mixing matrix (depth, depth) is the same for all heads and positions:
         low_rank: I + U V^T / sqrt(rank), with V = 0 at the start so that it starts as the identity; without the
-            residual it is U V^T / sqrt(rank) with orthonormal U and V, which has rank `rank` only.
+            residual it is U V^T / sqrt(rank) with orthonormal U and V, of rank `rank` only.
         attention: softmax(Q K^T / sqrt(depth)) with learned Q and K, normalised over the k that is summed.
         mean: every slice becomes the average of all.
         identity: nothing is mixed.
@@ -28,9 +28,9 @@ class DepthFusion(nn.Module):
         self.slice_width = head_width // depth
         self.rank = max(1, depth // 4) if rank is None else rank
         if mode == "low_rank":
-            start = torch.linalg.qr(torch.randn(depth, self.rank))[0]
-            other = torch.zeros(depth, self.rank) if residual else torch.linalg.qr(torch.randn(depth, self.rank))[0]
-            self.left, self.right = nn.Parameter(start), nn.Parameter(other)
+            left = torch.linalg.qr(torch.randn(depth, self.rank))[0]
+            right = torch.zeros(depth, self.rank) if residual else torch.linalg.qr(torch.randn(depth, self.rank))[0]
+            self.left, self.right = nn.Parameter(left), nn.Parameter(right)
         elif mode == "attention":
             self.query = nn.Parameter(torch.randn(depth, depth) / math.sqrt(depth))
             self.key = nn.Parameter(torch.randn(depth, depth) / math.sqrt(depth))

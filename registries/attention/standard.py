@@ -1,11 +1,11 @@
-"""Plain causal attention: with copied projections the model's own, with random ones every replacement's control."""
+"""Plain causal attention: with copied projections the model's own, with random projections every core's control."""
 
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import no_bias, position_weights
-from registries.model_shape import AttentionShape
 
 
 @ATTENTION.register("standard")
@@ -29,6 +29,6 @@ class StandardAttention(nn.Module):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
-        """How much each query looks at each key, (batch, heads, queries, keys)."""
+        """Attention weights, (batch, heads, queries, keys)."""
         starts = {"query_start": query_start, "key_start": key_start}
         return position_weights(query, key, mask=mask, bias=no_bias, scaling=scaling, depth=1, **starts)

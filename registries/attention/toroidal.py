@@ -11,9 +11,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
 from registries.attention.fusion import DepthFusion, FusionMode
-from registries.model_shape import AttentionShape
 
 Frequencies = Literal["interleaved", "neighbouring"]
 
@@ -30,15 +30,15 @@ class ToroidalDistance:
     depth: int
 
     def __call__(self, offsets: Tensor) -> Tensor:
-        around = offsets.remainder(self.period)
-        around = torch.minimum(around, self.period - around) / self.period
+        steps = offsets.remainder(self.period)
+        ring_distance = torch.minimum(steps, self.period - steps) / self.period
         slices = torch.arange(self.depth, device=offsets.device)
-        across = (slices[:, None] - slices[None, :]).abs() / self.depth
-        return -self.weight * (around[:, None, None] + across)
+        depth_distance = (slices[:, None] - slices[None, :]).abs() / self.depth
+        return -self.weight * (ring_distance[:, None, None] + depth_distance)
 
 
 def legal_depths(shape: AttentionShape) -> list[int]:
-    """Depths that cut a head into equal slices of whole rotary pairs: they divide the pairs and the other channels."""
+    """Depths that cut a head into equal slices of whole rotary pairs: divisors of the pairs and the other channels."""
     pairs, unrotated = shape.rotary_width // 2, shape.head_width - shape.rotary_width
     common = math.gcd(pairs, unrotated)  # gcd(n, 0) = n
     return [depth for depth in range(1, common + 1) if common % depth == 0]
@@ -47,7 +47,7 @@ def legal_depths(shape: AttentionShape) -> list[int]:
 def option_errors(
     shape: AttentionShape, depth: int, position: str, fusion_rank: int | None, backend: str, dropout: float
 ):
-    """What is wrong with these options for a layer of this shape."""
+    """Messages about options that do not fit a layer of this shape."""
     allowed = legal_depths(shape)
     errors = []
     if depth not in allowed:
@@ -77,7 +77,7 @@ class ToroidalAttention(nn.Module):
     original channel order. With depth 1 and lambda 0 it is the model's own attention.
 
     Args:
-        shape: the layer it works in.
+        shape: dimensions of the layer.
         depth: slices of a head.
         frequencies: which rotary frequencies a slice gets, see `slice_order`.
         lambda_distance: weight of the distance, in logits (the sequence part of the distance is at most 0.5).
@@ -88,7 +88,7 @@ class ToroidalAttention(nn.Module):
         position: `model` keeps the model's position codes; `toroidal` replaces them by codes that wrap at the period.
         temperature: learn one temperature per head.
         dropout: probability of dropping an attention weight in training.
-        backend: how it is computed; all agree.
+        backend: way of computing; all give the same result.
     """
 
     def __init__(
@@ -108,11 +108,14 @@ class ToroidalAttention(nn.Module):
     ):
         super().__init__()
         self.depth, self.backend, self.dropout = depth, backend, dropout
-        self.bias = ToroidalDistance(lambda_distance, period, depth)
+        self.score_bias = ToroidalDistance(lambda_distance, period, depth)
         self.fusion = DepthFusion(depth, shape.head_width, fusion_mode, fusion_rank, fusion_residual)
         self.log_temperature = nn.Parameter(torch.zeros(shape.num_heads)) if temperature else None
         self.register_buffer("slice_order", slice_order(shape, depth, frequencies), persistent=False)
         self.own_positions = position == "toroidal" and shape.rotary_width > 0
+        self.notes = []
+        if position == "toroidal" and not self.own_positions:
+            self.notes = ["adds learned positions to the embeddings: they stay, position=toroidal adds nothing"]
         if self.own_positions:
             self.codes = ToroidalPositions(shape, depth, period)
         unmixed = fusion_mode != "low_rank" or fusion_residual  # with one slice, every other fusion is the identity
@@ -129,7 +132,7 @@ class ToroidalAttention(nn.Module):
         return self.fusion(output.unflatten(2, (-1, self.depth)).flatten(3))
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
-        """How much each query position looks at each key position, (batch, heads, queries, keys)."""
+        """Attention weights of positions, (batch, heads, queries, keys)."""
         return position_weights(
             *self._query_key(query, key, query_start, key_start),
             **self._scores(mask, scaling, query_start, key_start),
@@ -138,7 +141,7 @@ class ToroidalAttention(nn.Module):
     def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
         return {
             "mask": mask,
-            "bias": self.bias,
+            "bias": self.score_bias,
             "scaling": scaling * math.sqrt(self.depth),  # a slice has 1 / depth of the head's channels
             "depth": self.depth,
             "query_start": query_start,
@@ -162,14 +165,14 @@ class ToroidalAttention(nn.Module):
 
 
 def slice_order(shape: AttentionShape, depth: int, frequencies: Frequencies) -> Tensor:
-    """(head width,): channel order that puts slice after slice, each the first and then the second halves of its
-    rotary pairs and then its unrotated channels.
+    """(head width,): the channel order that puts slice after slice.
+
+    A slice holds the first halves of its rotary pairs, their second halves, and its unrotated channels.
 
     Args:
-        shape, depth: of the layer.
         frequencies: `interleaved`: the pairs are dealt out like cards, so that every slice can tell near from far
             positions; `neighbouring`: the first slice gets the fastest pairs and the last one the slowest. See
-            docs/results/attention_replacement.md for what each is worth.
+            docs/results/attention_replacement.md for the worth of both.
     """
     half = shape.rotary_width // 2
     pairs = torch.arange(half)
@@ -183,14 +186,14 @@ class ToroidalPositions(nn.Module):
 
     The harmonics n_m are integers (near the model's own frequencies), so that position i + P has the code of position
     i. They are the same in every slice, so that the score of any two slices depends on the offset of their positions
-    alone, and padding cannot shift it. The last pair of a slice turns with the depth alone (p = 1, n = 0) and the
-    others with the position alone, so that the two bases are orthogonal: <n, p> = 0.
+    alone, and padding cannot shift it. The last pair of a slice turns with the depth alone (p = 1, n = 0), all others
+    with the position alone, so that the two bases are orthogonal: <n, p> = 0.
     """
 
     def __init__(self, shape: AttentionShape, depth: int, period: int):
         super().__init__()
         self.depth, self.period = depth, period
-        pairs = torch.arange(0, shape.rotary_width // 2, depth, dtype=torch.float64)  # as many as a slice has
+        pairs = torch.arange(0, shape.rotary_width // 2, depth, dtype=torch.float64)  # the pairs of one slice
         frequencies = shape.rotary_base ** (-pairs * 2 / shape.rotary_width)
         harmonics = (frequencies * period / (2 * math.pi)).round().clamp(1, period // 2).long()
         depth_harmonics = torch.zeros_like(harmonics)

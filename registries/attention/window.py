@@ -8,8 +8,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.backends import Backend, attend, position_weights
-from registries.model_shape import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class CircularWindow:
     period: int
 
     def __call__(self, offsets: Tensor) -> Tensor:
-        around = offsets.remainder(self.period)
-        near = torch.minimum(around, self.period - around) <= self.window
+        steps = offsets.remainder(self.period)
+        near = torch.minimum(steps, self.period - steps) <= self.window
         return torch.zeros(len(offsets), 1, 1, device=offsets.device).masked_fill(~near[:, None, None], -torch.inf)
 
 
@@ -30,10 +30,10 @@ class WindowAttention(nn.Module):
     """Causal attention to the positions within a window that wraps: min(t, P - t) <= window for t = (i - j) mod P.
 
     Args:
-        shape: the layer it works in.
-        window: steps on the ring that a query can look; at least period / 2 is full attention.
+        shape: dimensions of the layer.
+        window: steps on the ring that a query can look; from period / 2 on, attention is full.
         period: length of the ring, in positions.
-        backend: how it is computed; all agree.
+        backend: way of computing; all give the same result.
     """
 
     own_positions = False
@@ -47,16 +47,16 @@ class WindowAttention(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
-        self.bias, self.backend = CircularWindow(window, period), backend
+        self.score_bias, self.backend = CircularWindow(window, period), backend
 
     def forward(self, query, key, value, mask, scaling, query_start, key_start):
         scores = self._scores(mask, scaling, query_start, key_start)
         return attend(query, key, value, **scores, backend=self.backend)
 
     def weights(self, query, key, mask, scaling, query_start, key_start):
-        """How much each query looks at each key, (batch, heads, queries, keys)."""
+        """Attention weights, (batch, heads, queries, keys)."""
         return position_weights(query, key, **self._scores(mask, scaling, query_start, key_start))
 
     def _scores(self, mask, scaling, query_start, key_start) -> dict[str, Any]:
         starts = {"query_start": query_start, "key_start": key_start}
-        return {"mask": mask, "bias": self.bias, "scaling": scaling, "depth": 1, **starts}
+        return {"mask": mask, "bias": self.score_bias, "scaling": scaling, "depth": 1, **starts}

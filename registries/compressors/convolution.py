@@ -20,8 +20,8 @@ class Convolution(nn.Module):
     """A depthwise convolution over the states, a feed-forward layer, and the mean of each stretch.
 
     Args:
-        kernel: states that are mixed; odd.
-        width: of the layer between.
+        kernel: number of states that are mixed; odd.
+        width: width between the two linear layers.
     """
 
     def __init__(

@@ -17,12 +17,12 @@ def _errors(width: int, heads: int) -> list[str]:
 
 @COMPRESSORS.register("cross_attention", check=_errors)
 class CrossAttention(nn.Module):
-    """One layer of attention from as many learned queries as there are tokens, and a feed-forward layer (as in the
-    Perceiver; Jaegle et al., 2021). It sees no order but that of the states themselves.
+    """One layer of attention from a learned query for each token, and a feed-forward layer (as in the Perceiver; Jaegle
+    et al., 2021). It knows the order of a text only from the states themselves.
 
     Args:
-        width: inside.
-        heads: of the attention; must divide `width`.
+        width: width of the queries and of the attention.
+        heads: heads of the attention; must divide `width`.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class CrossAttention(nn.Module):
         heads: Annotated[int, Ge(1)] = 4,
     ):
         super().__init__()
-        # Of size 1 in every entry: with smaller ones what all of them find prevails, all soft tokens are alike, and 64
-        # of them are worse than none after 200 steps of training (SmolLM2: 2.80 nats per token instead of 2.69).
+        # Of size 1 in every entry. With smaller queries the attended values prevail and all soft tokens are alike:
+        # 64 of them are worse than none after 200 steps of training (SmolLM2: 2.80 nats per token instead of 2.69).
         self.queries = nn.Parameter(torch.randn(tokens, width))
         self.inward = nn.Linear(source_width, width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -44,6 +44,6 @@ class CrossAttention(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         queries = self.queries.expand(len(states), -1, -1)
-        inside = self.inward(states)
-        found, _ = self.attention(queries, inside, inside, key_padding_mask=~mask, need_weights=False)
-        return self.outward(self.norm(queries + found))
+        keys = self.inward(states)
+        attended, _ = self.attention(queries, keys, keys, key_padding_mask=~mask, need_weights=False)
+        return self.outward(self.norm(queries + attended))

@@ -9,16 +9,16 @@ from registries import COMPRESSORS
 
 
 def stretches(mask: Tensor, tokens: int) -> Tensor:
-    """(batch, tokens, length): which states belong to the stretch of each token, of stretches as equal as can be.
+    """(batch, tokens, length): whether each state lies in the stretch of each token; they are as equal as possible.
 
-    A text with fewer states than tokens gives some of its states to several tokens.
+    Where a text has fewer states than tokens, some states belong to several tokens.
     """
     lengths = mask.sum(1, keepdim=True)
     order = torch.arange(tokens, device=mask.device)[None]
     start = order * lengths // tokens
     stop = torch.maximum((order + 1) * lengths // tokens, start + 1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    inside = (places >= start[..., None]) & (places < stop[..., None])
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    inside = (positions >= start[..., None]) & (positions < stop[..., None])
     return inside & mask[:, None]
 
 

@@ -7,13 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 
 # Beside the weights: what decides the model and its tokens. How somebody else would decode is not ours to follow.
-FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+MODEL_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 WEIGHTS = "*.safetensors"
 
 
 def folder_sha256(folder: Path) -> str:
     """Hash of the weights, the config and the tokenizer in a folder."""
-    names = sorted({file.name for pattern in (*FILES, WEIGHTS) for file in folder.glob(pattern) if file.is_file()})
+    names = sorted(
+        {file.name for pattern in (*MODEL_FILES, WEIGHTS) for file in folder.glob(pattern) if file.is_file()}
+    )
     digest = hashlib.sha256()
     for name in names:
         file = folder / name

@@ -19,15 +19,18 @@ _ATTENTION_PACKAGES = {
 _ATTENTION = ("eager", "sdpa", "flex_attention", *_ATTENTION_PACKAGES)
 
 
-def path_errors(path: str | None, revision: str | None = None) -> list[str]:
-    """What is wrong with a local folder: not a model folder, no weights in it, or a config that cannot be followed."""
+def path_errors(path: str | None, key: str = "model.path") -> list[str]:
+    """What is wrong with the model that a key of the config names.
+
+    A local folder may be no model's, have no weights in it, or a config that cannot be followed.
+    """
     if path is None:
         return []
     if not is_local(path):
-        return _name_errors(path)
+        return _name_errors(path, key)
     if not is_there(path, folder=True):
-        return [f"model.path={path}: there is no such folder"]
-    return [f"model.path={path}: {reason}" for reason in folder_errors(Path(path).expanduser())]
+        return [f"{key}={path}: there is no such folder"]
+    return [f"{key}={path}: {reason}" for reason in folder_errors(Path(path).expanduser())]
 
 
 def folder_errors(folder: Path) -> list[str]:
@@ -91,7 +94,7 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _name_errors(path: str) -> list[str]:
+def _name_errors(path: str, key: str) -> list[str]:
     """What is wrong with the name of a hub model."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -100,7 +103,7 @@ def _name_errors(path: str) -> list[str]:
         validate_repo_id(path)
     except HFValidationError:
         return [
-            f"model.path={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
+            f"{key}={path!r} is neither a folder (looked from {Path.cwd()}) nor the name of a hub model, "
             "<owner>/<name> of letters, digits, '-', '_' and '.'"
         ]
     return []

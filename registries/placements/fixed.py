@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
+from registries.layers import LayerSpec
 from registries.model_shape import linear_sizes, shape_of
-from registries.placements.placement import Budget, LayerSpec, Placement, Row, Variant, linears
+from registries.placements.placement import Budget, Placement, Row, Variant, linears
 from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from annotated_types import Ge, Predicate
 
 from registries.architectures import architecture_of, resolve_roles
-from registries.layers import resolve_layers
+from registries.layers import LayerSpec, resolve_layers
 from registries.model_shape import linear_sizes, shape_of
 from registries.registry import UserError
 
@@ -20,7 +20,6 @@ def is_share(text: str) -> bool:
     return re.fullmatch(r"\d{1,9}\.?\d{0,9}%", text) is not None
 
 
-LayerSpec = str | int | list[int]
 Budget = Annotated[int, Ge(1)] | Annotated[str, Predicate(is_share)]
 Variant = Literal["lora", "rslora", "dora"]
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
-from registries.placements.placement import Budget, LayerSpec, Row, Variant, linears
+from registries.layers import LayerSpec
+from registries.placements.placement import Budget, Row, Variant, linears
 from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError, nearest
 

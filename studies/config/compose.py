@@ -13,10 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from registries.option import CONF
 from registries.registry import UserError
 from studies.config.composer import Composer
 from studies.config.overrides import as_typed, read_lines, shown
-from studies.config.plugin_options import CONF, load_plugins, without_search_path
+from studies.config.plugin_options import load_plugins, without_search_path
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
@@ -43,7 +44,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> DictConfig
 
 def as_told(errors: Sequence[str], parsed: Sequence[Override]) -> list[str]:
     """Each error once; where a text was meant that Hydra took for something else, with the line as it must be typed."""
-    told = []
+    messages = []
     for message in dict.fromkeys(errors):
         for item in parsed:
             key, _, text = item.input_line.partition("=")
@@ -51,8 +52,8 @@ def as_told(errors: Sequence[str], parsed: Sequence[Override]) -> list[str]:
             meant = f"{value} is not valid: Input should be a valid string" in message
             forms = as_typed(key, text)[-1:] if meant and not item.is_sweep_override() else []
             message += f"; as a text, type {forms[0]}" if forms else ""
-        told.append(message)
-    return told
+        messages.append(message)
+    return messages
 
 
 @contextmanager

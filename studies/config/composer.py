@@ -12,38 +12,22 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from registries.registry import UserError
+from studies.config.composed_config import ComposedConfig, with_values
 from studies.config.override_errors import checked_option, key_errors
 from studies.config.overrides import read_line
 
-PATIENCE = 1.0  # seconds for which the jobs of a sweep are searched for more errors when there are some
-
-
-class Base(NamedTuple):
-    """What the options of groups compose.
-
-    Attributes:
-        cfg: without Hydra's own part.
-        plain: the same as plain dicts, as the last job left it; empty at first.
-        linked: key at the top in which something refers to others -> these; "" for what cannot be told.
-        undecided: groups of which no option is left to compare the keys with.
-        errors: of the options.
-    """
-
-    cfg: DictConfig
-    plain: dict[str, Any]
-    linked: dict[str, set[str]]
-    undecided: set[str]
-    errors: list[str]
+SEARCH_SECONDS = 1.0  # seconds for which the jobs of a sweep are searched for more errors when there are some
 
 
 class Composer:
@@ -66,7 +50,7 @@ class Composer:
         self._composed = cache(self._compose_lines)
         self._stands_alone = cache(self._sets_its_own_keys_alone)
         self._first: tuple[str, ...] = ()
-        self._bases: dict[tuple[str, ...], Base] = {}
+        self._bases: dict[tuple[str, ...], ComposedConfig] = {}
         self._line_errors: dict[tuple[int, str], list[str]] = {}
         self._known: dict[Any, list[str]] = {}
 
@@ -76,7 +60,7 @@ class Composer:
 
         try:
             base, changes = self._split(parsed, errors)
-            cfg, plain = _with_values(base, changes)
+            cfg, plain = with_values(base, changes)
             errors += config_errors(plain, self._known)
         except UserError as error:
             errors += error.messages
@@ -91,29 +75,29 @@ class Composer:
             cfg = self.checked(job, errors)
             devices |= {cfg.trainer.devices} if cfg is not None else set()
             begun = begun or time.monotonic()
-            if errors and time.monotonic() - begun > PATIENCE:
+            if errors and time.monotonic() - begun > SEARCH_SECONDS:
                 break  # the sweep is refused: what is wrong with its other jobs is told the next time
         return devices
 
     def axes(self, parsed: Sequence[Override]) -> dict[str, str]:
         """Key -> override of what the experiment that was asked for sweeps over (its `hydra.sweeper.params`)."""
-        ours = [item for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
+        experiments = [item for item in parsed if item.key_or_group.split(".")[0] in ("experiment", "size")]
         hydras = [item for item in parsed if item.key_or_group.startswith(("hydra.sweeper", "hydra/sweeper"))]
-        asked = [item for item in ours if item.key_or_group == "experiment"]
+        asked = [item for item in experiments if item.key_or_group == "experiment"]
         if not asked + hydras:
             return {}
-        swept = [item.input_line for item in ours if "." not in item.key_or_group and item.is_sweep_override()]
+        swept = [item.input_line for item in experiments if "." not in item.key_or_group and item.is_sweep_override()]
         if swept or len(asked) > 1:
             raise UserError(f"{(swept or lines_of(asked))[-1]}: an experiment is a sweep of its own; run one at a time")
         if any(item.value() not in self.options(item.key_or_group) for item in asked):
             return {}  # told with all other errors
         with suppress(UserError, OmegaConfBaseException):  # likewise
-            cfg = self._hydra_composes((*self.start, *lines_of(ours), *lines_of(hydras)))
+            cfg = self._hydra_composes((*self.start, *lines_of(experiments), *lines_of(hydras)))
             axes = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
             return {key: f"{key}={_choices(axes[key])}" for key in axes}
         return {}
 
-    def _split(self, parsed: Sequence[Override], errors: list[str]) -> tuple[Base, list[Override]]:
+    def _split(self, parsed: Sequence[Override], errors: list[str]) -> tuple[ComposedConfig, list[Override]]:
         """What the groups of a job compose, and the overrides that give values to its keys."""
         groups, values = [], []
         for item in parsed:
@@ -134,13 +118,13 @@ class Composer:
                 changes.append(item)
         return base, changes
 
-    def _base(self, groups: Sequence[Override], hydras: Sequence[Override]) -> Base:
+    def _base(self, groups: Sequence[Override], hydras: Sequence[Override]) -> ComposedConfig:
         key = tuple(lines_of([*groups, *hydras]))
         if key not in self._bases:
             self._bases[key] = self._compose(groups, hydras)
         return self._bases[key]
 
-    def _compose(self, groups: Sequence[Override], hydras: Sequence[Override]) -> Base:
+    def _compose(self, groups: Sequence[Override], hydras: Sequence[Override]) -> ComposedConfig:
         good, undecided, errors = {}, set(), []
         for item in groups:
             option, wrong = checked_option(item, self.options(item.key_or_group))
@@ -153,7 +137,7 @@ class Composer:
         cfg = self._together((*self.start, *good.values(), *lines_of(hydras)))
         texts = {key: repr(value) for key, value in OmegaConf.to_container(cfg).items()}
         linked = {key: set(re.findall(r"\$\{(\w*)", text)) for key, text in texts.items() if "${" in text}
-        return Base(cfg, {}, linked, undecided, errors)
+        return ComposedConfig(cfg, {}, linked, undecided, errors)
 
     def _together(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, as a copy.
@@ -175,17 +159,30 @@ class Composer:
         return cfg if len(first) == len(lines) else copy.deepcopy(self._composed(lines))
 
     def _sets_its_own_keys_alone(self, before: str, line: str, lines: tuple[str, ...]) -> bool:
-        """Whether two options of a group have no defaults and no other package, and differ in the group's keys alone.
+        """Whether two options of a group fill no other group, and differ in the group's keys alone.
 
         `lines` are the first job's, with `line` in the place of `before`.
         """
         for item in (self.read(before), self.read(line)):
-            loaded = self.loader.repository.load_config(f"{item.key_or_group}/{item.value()}")
-            if loaded is None or loaded.defaults_list or loaded.header["package"] not in (None, item.key_or_group):
+            if not self._fills_one_group(f"{item.key_or_group}/{item.value()}", item.key_or_group):
                 return False
-        one, other = self._composed(self._first), self._composed(lines)
+        first, changed = self._composed(self._first), self._composed(lines)
         root = root_of(self.read(line))
-        return set(one) == set(other) and all(one._get_node(key) == other._get_node(key) for key in one if key != root)
+        return set(first) == set(changed) and all(
+            first._get_node(key) == changed._get_node(key) for key in first if key != root
+        )
+
+    def _fills_one_group(self, path: str, group: str) -> bool:
+        """Whether a config file, and what it inherits, has no package but the group's and chooses no other option."""
+        loaded = self.loader.repository.load_config(path)
+        if loaded is None or loaded.header["package"] not in (None, group):
+            return False
+        inherited = [item for item in loaded.defaults_list if not item.is_self()]
+        if any(isinstance(item, GroupDefault) or item.package for item in inherited):
+            return False
+        folder = path.rpartition("/")[0]
+        paths = [item.path[1:] if item.path.startswith("/") else f"{folder}/{item.path}" for item in inherited]
+        return all(self._fills_one_group(item, group) for item in paths)
 
     def _compose_lines(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, without Hydra's own part."""
@@ -230,59 +227,6 @@ def root_of(item: Override) -> str:
 
 def _choices(values: Any) -> str:
     return ",".join(map(str, values)) if OmegaConf.is_list(values) else str(values)
-
-
-def _with_values(base: Base, changes: Sequence[Override]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config with these values, set as Hydra sets them; and the same as plain dicts.
-
-    Jobs of a sweep set the same keys, so that each may write over what the last one left in `base`, of which only the
-    changed parts are worked out anew: a copy takes longer than all checks. It is made where a value adds to what is
-    there, or its key lies in another one.
-    """
-    keys = [item.key_or_group for item in changes]
-    nested = any(key.startswith(f"{other}.") for key in keys for other in keys)
-    only_sets = all(item.type == OverrideType.CHANGE and not isinstance(item.value(), dict) for item in changes)
-    in_place = only_sets and not nested
-    cfg = base.cfg if in_place else copy.deepcopy(base.cfg)
-    for item in changes:
-        force = item.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
-        OmegaConf.update(cfg, item.key_or_group, item.value(), merge=True, force_add=force)
-    if not in_place:
-        return cfg, _plain(cfg, cfg)
-    base.plain.update(_plain(cfg, _stale(base, keys) if base.plain else cfg))
-    return cfg, dict(base.plain)
-
-
-def _stale(base: Base, keys: Sequence[str]) -> set[str]:
-    """The keys at the top whose values follow from these keys, directly or through others."""
-    stale, before = {"", *(key.split(".")[0] for key in keys)}, None
-    while stale != before:
-        before = set(stale)
-        stale |= {key for key, others in base.linked.items() if others & before}
-    return stale - {""}
-
-
-def _plain(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
-    """What a composed config has at these keys, as plain dicts.
-
-    Raises:
-        UserError: values are missing or cannot be worked out.
-    """
-    try:
-        return {key: _resolved(cfg[key]) for key in keys}
-    except MissingMandatoryValue as error:
-        missing = sorted(OmegaConf.missing_keys(cfg)) or [error.full_key]
-        raise UserError(f"{key} needs a value: set {key}=..." for key in missing) from error
-    except OmegaConfBaseException as error:
-        place = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(place + str(error).split("\n")[0]) from error
-    except RecursionError as error:
-        raise UserError("a value refers to itself: look at what stands in ${...}") from error
-
-
-def _resolved(node: Any) -> Any:
-    is_plain = not OmegaConf.is_config(node)
-    return node if is_plain else OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
 def reason_of(error: BaseException) -> str:

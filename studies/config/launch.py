@@ -42,9 +42,9 @@ def _launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str
     options = get_args_parser().parse_intermixed_args(arguments)  # flags may stand anywhere
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are about calls that are ours
     try:
-        lines, more = _checked(options, config_name, arguments)
+        lines, flags = _checked(options, config_name, arguments)
         if options.config_path is not None:  # of two, the last counts
-            more += ["--config-path", str(_config_folder(options))]
+            flags += ["--config-path", str(_config_folder(options))]
     except UserError as error:
         exit_with(error)
     except Exception as error:
@@ -53,7 +53,7 @@ def _launch(run: Callable[[Any], Any], config_name: str, arguments: Sequence[str
         exit_with(UserError(f"this command line cannot be checked: {_summary(error)}"))
     for line in options.overrides:
         arguments.remove(line)
-    _hand_to_hydra(run, config_name, [*lines, *arguments, *more])
+    _hand_to_hydra(run, config_name, [*lines, *arguments, *flags])
 
 
 def _checked(options: Namespace, config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -108,7 +108,7 @@ def _hand_to_hydra(run: Callable[[Any], Any], config_name: str, arguments: Seque
     """Run Hydra's main function. What it raises before a job has started is the command line's fault, and one line."""
     import hydra
 
-    from studies.config.plugin_options import CONF
+    from registries.option import CONF
 
     begun = False
 

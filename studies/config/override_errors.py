@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from registries.registry import nearest
+from studies.config.groups import GROUPS
 from studies.config.overrides import shown
 
 LISTS = ("recovery",)  # groups that take a list of options
@@ -50,8 +51,6 @@ def _options(item: Override, options: list, allowed: Sequence[str]) -> tuple[str
 
 def key_errors(item: Override, cfg: DictConfig) -> list[str]:
     """What is wrong with the key of an override."""
-    from studies.config.check import COMPONENTS
-
     key, line = item.key_or_group, shown(item.input_line)
     root, _, rest = key.partition(".")
     value = item.input_line.partition("=")[2]
@@ -59,7 +58,7 @@ def key_errors(item: Override, cfg: DictConfig) -> list[str]:
         return [_deletion_error(item)]
     if key == "source":
         return [f"{line}: the second model is chosen by model@source={value}"]
-    if rest == "name" and root in (*COMPONENTS, "experiment", "size"):
+    if rest == "name" and root in (*GROUPS, "experiment", "size"):
         group = "model@source" if root == "source" else root
         return [f"{line}: which {root} it is, is chosen by {group}={value}"]
     if rest and root == "recovery" and "." not in rest and rest not in cfg.recovery:
@@ -69,7 +68,7 @@ def key_errors(item: Override, cfg: DictConfig) -> list[str]:
     if isinstance(node, DictConfig) and last in list(node):  # `last in node` is false where a value is still missing
         return _unknown_keys(key, node._get_node(last), item.value())
     if isinstance(node, DictConfig) and parent and (item.is_add() or item.is_force_add()):
-        if root in COMPONENTS and cfg[root].name == "none":
+        if root in GROUPS and cfg[root].name == "none":
             return [f"{line}: {root} is none, which has no keys; choose one of its options first"]
         return []  # whether that key is taken is told when the config is checked
     siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []

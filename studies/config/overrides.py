@@ -72,10 +72,10 @@ def _checked(line: str, value: Any) -> str | None:
     """The line, if it gives this value."""
     try:
         parsed = OverridesParser.create().parse_override(line).value()
-        same = OmegaConf.to_container(OmegaConf.create({"value": parsed}), resolve=True) == {"value": value}
+        keeps_value = OmegaConf.to_container(OmegaConf.create({"value": parsed}), resolve=True) == {"value": value}
     except (*UNREADABLE, OmegaConfBaseException):
         return None
-    return line if same else None
+    return line if keeps_value else None
 
 
 def _quoted(text: str) -> str:

@@ -10,22 +10,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 
+from lightning_modules import STAGES
+from registries.option import CONF
 from registries.plugins import import_plugins
 from registries.registry import UserError, defaults, parameters
+from registries.settings import AdapterTrainingSettings
+from studies.config.groups import GROUPS
 from studies.config.overrides import read_lines
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-# Group -> what the code that builds its components gives them, beside what the config does.
-SUPPLIED = {
-    "replacement": ("shape",),
-    "placement": ("model", "scores"),
-    "adapter": ("source_width", "target_width"),
-    "compressor": ("source_width", "target_width", "tokens"),
-    "model": ("cache_dir",),
-    "optimizer": ("parameters",),
-    "recovery": ("workspace",),
-}
-SECOND_MODEL = {"adapter": "tiny_phi", "compressor": "smollm2_135m"}  # group -> the default of model@source with it
 
 
 def load_plugins(overrides: Sequence[str]) -> list[str]:
@@ -80,39 +71,35 @@ def without_search_path(lines: Sequence[str]) -> list[str]:
 
 def _store_options(folders: Sequence[Path]) -> None:
     """Put a group option made from its signature into Hydra's ConfigStore for every component that has no YAML."""
-    from data_modules import DATASETS
-    from data_modules.block_settings import BlockSettings
-    from lightning_modules import OPTIMIZERS, STAGES, options
-    from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
+    store = ConfigStore.instance()
+    for key, group in GROUPS.items():
+        for name in group.registry.names() if group.registry is not None and key != "source" else ():
+            if not _has_yaml(key, name, folders):
+                node = {"name": name, **_own_keys(group.registry.get(name), group.supplied)}
+                store.store(group=key, name=name, node=_with_base(node, _base(key, name)))
+    for name in STAGES.names():
+        if not _has_yaml("recovery", name, folders):
+            node = _own_keys(STAGES.get(name), ("workspace",))
+            store.store(group="recovery", name=name, node=node, package=f"recovery.{name}")
+
+
+def _has_yaml(group: str, name: str, folders: Sequence[Path]) -> bool:
+    return any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders))
+
+
+def _base(group: str, name: str) -> str:
+    """The file of conf/base that an option builds on."""
     from registries.adapters.adapter import is_trained
 
-    groups = {
-        "replacement": (ATTENTION, options.surgery_options),
-        "placement": (PLACEMENTS, options.placement_options),
-        "model": (MODELS, options.model_options),
-        "optimizer": (OPTIMIZERS, options.optimizer_options),
-        "dataset": (DATASETS, BlockSettings),
-        "adapter": (ADAPTERS, options.adapter_options),
-        "compressor": (COMPRESSORS, options.compressor_options),
-    }
-    for group, (registry, shared) in groups.items():
-        for name in registry.names():
-            if any((folder / group / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
-                continue
-            node = {"name": name, **defaults(shared), **_own_keys(registry.get(name), group)}
-            if group in SECOND_MODEL:
-                default = {"override /model@_global_.source": SECOND_MODEL[group]}
-                node |= {"defaults": ["/adapter_data@_global_", default]}
-            if group == "adapter" and is_trained(name):
-                node |= defaults(options.adapter_training_options)
-            ConfigStore.instance().store(group=group, name=name, node=node)
-    for name in STAGES.names():
-        if not any((folder / "recovery" / f"{name}.yaml").is_file() for folder in (CONF, *folders)):
-            node, package = _own_keys(STAGES.get(name), "recovery"), f"recovery.{name}"
-            ConfigStore.instance().store(group="recovery", name=name, node=node, package=package)
+    trained = group == "adapter" and is_trained(name)
+    return (AdapterTrainingSettings if trained else GROUPS[group].settings).base
 
 
-def _own_keys(component: Any, group: str) -> dict[str, Any]:
+def _with_base(node: dict[str, Any], base: str) -> dict[str, Any]:
+    return {"defaults": [f"/base/{base}@_here_", "_self_"], **node}
+
+
+def _own_keys(component: Any, supplied: Sequence[str]) -> dict[str, Any]:
     """Key -> default of what a component takes from the config; ??? where it must be given."""
-    keys = [key for key in parameters(component) if key not in SUPPLIED.get(group, ())]
+    keys = [key for key in parameters(component) if key not in supplied]
     return {key: defaults(component).get(key, "???") for key in keys}

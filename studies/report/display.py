@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from registries.placements.placement import Row
 from studies.progress import console
 
@@ -19,8 +20,8 @@ def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
     if failures:
         console.print(f"{len(failures)} {'job' if len(failures) == 1 else 'jobs'} of this sweep failed:")
     for failure in failures:
-        told = f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}"
-        console.print(told, markup=False)
+        text = f"  job {failure['job']} ({failure['overrides']}): {failure['cause']}\n    {failure['traceback']}"
+        console.print(text, markup=False)
 
 
 def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
@@ -43,9 +44,9 @@ def show_placement(name: str, rows: Sequence[Row]) -> None:
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         groups[_without_layer(row.module)[0], row.role, row.rank].append(row)
-    for (pattern, role, rank), some in groups.items():
-        parameters = sum(row.parameters for row in some)
-        table.add_row(pattern, role, ranges([row.layer for row in some]), str(rank), f"{parameters:,}")
+    for (pattern, role, rank), alike in groups.items():
+        parameters = sum(row.parameters for row in alike)
+        table.add_row(pattern, role, ranges([row.layer for row in alike]), str(rank), f"{parameters:,}")
     table.add_row("all", "", "", "", f"{sum(row.parameters for row in rows):,}")
     console.print(table)
 
@@ -76,7 +77,7 @@ def show_scores(result: Mapping[str, Any]) -> None:
     With two models, the target by itself stands beside the target that reads what the source makes of the text.
     """
     metrics, stages, config = result["metrics"], list(result.get("stages", {})), result["config"]
-    reads = config["adapter"]["name"] != "none" or config["compressor"]["name"] != "none"
+    reads = any(is_chosen(config[group]) for group in TWO_MODEL_MODULES if group in config)
     start, end = ("target alone", "through the source") if reads else ("untouched", "at the end")
     rows = {
         start: "baseline/",
@@ -93,7 +94,7 @@ def show_scores(result: Mapping[str, Any]) -> None:
             table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
     console.print(table)
     table = _table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
-    for label, name in RATIOS.items():
+    for label, name in RATIO_LABELS.items():
         if f"val/{name}" in metrics and f"test/{name}" in metrics:
             table.add_row(
                 label, *itertools.chain(*(_interval(metrics, f"{split}/{name}") for split in ("val", "test")))
@@ -158,9 +159,9 @@ def shown_columns(lines: Sequence[Mapping[str, Any]], baselines: int) -> list[st
 
     Bits per byte are left to the sweep's file where there is only one untouched model to compare with.
     """
-    known = dict.fromkeys(column for line in lines for column in line)
+    columns = dict.fromkeys(column for line in lines for column in line)
     left_out = ("eval s", "bits/byte") if baselines == 1 else ("eval s",)
-    return [column for column in known if not column.endswith((" +-", ", low", ", high")) and column not in left_out]
+    return [column for column in columns if not column.endswith((" +-", ", low", ", high")) and column not in left_out]
 
 
 def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
@@ -198,7 +199,7 @@ def _four_digits(value: float) -> str:
 
 
 NO_INTERVAL = "none: one document"
-RATIOS = {
+RATIO_LABELS = {
     "the untouched model": "ppl_ratio",
     "the unmodified model, same training": "ppl_ratio_control",
     "standard attention from random weights": "ppl_ratio_standard",

@@ -78,9 +78,9 @@ def plot_scatter(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(points), 4), layout="constrained")
-    for axes, (name, some) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
-        axes.scatter([x for x, _, _ in some], [y for _, y, _ in some])
-        for x, y, text in some:
+    for axes, (name, labelled) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        axes.scatter([x for x, _, _ in labelled], [y for _, y, _ in labelled])
+        for x, y, text in labelled:
             axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 3), fontsize=8)
         axes.set_xscale("log")
         axes.set_title(name)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.config import TrackingSettings, is_chosen
+from lightning_modules.processes import is_first
 from studies.report.sweep_table import (
     LEARNING_RATE,
     Run,
@@ -22,6 +24,7 @@ from studies.report.sweep_table import (
 from studies.run.files import write_text
 from studies.run.jobs import failures, sweep_runs
 from studies.run.results import readable
+from studies.run.trackers import build_tracker
 
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
@@ -29,16 +32,15 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     from studies.progress import show_folder
     from studies.report.display import show_failures, show_settings
     from studies.report.figures import plot_pareto
-    from studies.run.mlflow_run import log_sweep
 
     runs = list(readable(sweep_runs(folder)))
     settings = group(runs)
     finished = [setting for setting in settings if setting.runs]
     table, baselines = summary_table(settings), untouched_losses(runs)
     tables = {"the sweep, by validation loss": table}
-    alike = by_everything_but(LEARNING_RATE, table).values()
-    if any(len(some) > 1 for some in alike):
-        tables["each at its best learning rate"] = [some[0] for some in alike]
+    by_rate = by_everything_but(LEARNING_RATE, table).values()
+    if any(len(lines) > 1 for lines in by_rate):
+        tables["each at its best learning rate"] = [lines[0] for lines in by_rate]
     for title, lines in tables.items():
         if lines:
             show_settings(title, lines, baselines)
@@ -50,7 +52,8 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
             points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
             if len({cost for cost, *_ in points.values()}) > 1:
                 plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
-    log_sweep(cfg, folder)
+    if is_chosen(cfg["tracking"]) and is_first():
+        build_tracker(TrackingSettings.read(cfg["tracking"])).log_sweep(folder, Path(cfg["output_dir"]))
     show_failures(failed)
     show_folder(folder)
 

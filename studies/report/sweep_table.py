@@ -49,12 +49,12 @@ class Setting:
     Attributes:
         values: what this setting has of the keys that vary in the sweep, as text.
         runs: finished runs.
-        others: status of the runs that did not finish.
+        unfinished: status of the runs that did not finish.
     """
 
     values: dict[str, str]
     runs: list[Run] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
 
     def metric(self, name: str) -> list[float]:
         """The metric of every finished run that has it."""
@@ -108,8 +108,8 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         for key, value in config.items():
             values[key].add(str(value))
             by_option[key, str(config.get(f"{key.split('.')[0]}.name"))].add(str(value))
-    chosen = {key for (key, _), some in by_option.items() if len(some) > 1 or key.endswith(".name")}
-    return sorted(key for key, some in values.items() if len(some) > 1 and (key in chosen or "." not in key))
+    chosen = {key for (key, _), seen in by_option.items() if len(seen) > 1 or key.endswith(".name")}
+    return sorted(key for key, seen in values.items() if len(seen) > 1 and (key in chosen or "." not in key))
 
 
 def group(runs: Sequence[Run]) -> list[Setting]:
@@ -123,7 +123,7 @@ def group(runs: Sequence[Run]) -> list[Setting]:
         if result["status"] in ("finished", "skipped"):
             setting.runs.append((path, result))
         else:
-            setting.others.append(result["status"])
+            setting.unfinished.append(result["status"])
     # Losses per token do not compare where tokens are not the same.
     counts = {json.dumps(_scored_text(result)) for _, result in runs}
     metric = "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
@@ -147,8 +147,8 @@ def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     lines = []
     for setting in settings:
         line = dict(setting.values) | {"seeds": len(setting.runs)}
-        if setting.others:
-            line["not finished"] = ", ".join(setting.others)
+        if setting.unfinished:
+            line["not finished"] = ", ".join(setting.unfinished)
         for title, metric in COLUMNS.items():
             if setting.mean(metric) is not None:
                 line[title] = setting.mean(metric)
@@ -165,12 +165,12 @@ def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 def by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
     """Lines by all that they vary in, except for one key; in order."""
-    others = [name for name in (lines[0] if lines else ()) if "." in name and name != key]
-    found = defaultdict(list)
+    varied = [name for name in (lines[0] if lines else ()) if "." in name and name != key]
+    by_rest = defaultdict(list)
     if lines and key in lines[0]:
         for line in lines:
-            found[tuple(line[name] for name in others)].append(line)
-    return found
+            by_rest[tuple(line[name] for name in varied)].append(line)
+    return by_rest
 
 
 def _over(setting: Setting, best: Setting) -> dict[str, float]:
@@ -196,8 +196,8 @@ def _documents(setting: Setting) -> list[tuple[float, int]]:
 
 def untouched_losses(runs: Sequence[Run]) -> dict[str, float]:
     """Label -> validation loss of the untouched models of a sweep."""
-    found = {}
+    losses = {}
     for _, result in runs:
         if "loss" in result["baseline"]:
-            found[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
-    return found
+            losses[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
+    return losses

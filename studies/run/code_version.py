@@ -7,71 +7,53 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from lightning_modules.config import Config
 from registries.plugins import plugin_names
+from studies.config.groups import GROUPS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that compute
+COMPUTING_LIBRARIES = ("torch", "transformers", "peft", "lightning")  # that compute
 
-# Group of the config -> the package of its components, which count where the group has one.
-COMPONENTS = {
-    "replacement": "registries/attention",
-    "placement": "registries/placements",
-    "adapter": "registries/adapters",
-    "compressor": "registries/compressors",
-}
 # What computes with a model, whatever is done to it. Datasets are left out: their tokens count themselves.
-MODELS = ("registries", "lightning_modules", "data_modules")
-LEFT_OUT = ("data_modules/datasets", *COMPONENTS.values())
-# What decides which numbers a run measures; the other files of `studies` show, keep or start them.
-STUDIES = (
-    "train.py",
-    "studies/steps.py",
-    "studies/stage_training.py",
-    "studies/one_model.py",
-    "studies/two_models.py",
-    "studies/crossing.py",
-    "studies/communication.py",
-    "studies/soft_tokens.py",
-    "studies/controls.py",
-    "studies/run/ratios.py",
-    "studies/run/samples_file.py",
-    "studies/run/scores.py",
-)
+PACKAGES = ("registries", "lightning_modules", "data_modules")
+LEFT_OUT = ("data_modules/datasets", *(GROUPS[key].package for key in OPERATIONS))
+# Of `studies`, these decide which numbers a run measures; the other files show, keep or start them.
+STEPS = ("train.py", "studies/*.py", "studies/run/ratios.py", "studies/run/scores.py")
+NO_STEPS = ("progress.py", "sweep.py")
 
 
-def model_code(cfg: Mapping[str, Any], root: Path = ROOT) -> str:
+def model_code(cfg: Config, root: Path = ROOT) -> str:
     """Hash of what computes the numbers of an untouched model: this project's code, plugins and libraries."""
-    return _hash(tuple(_model_files(root)), tuple(cfg["plugins"] or ()))
+    return _hash(root, tuple(_model_files(root)), tuple(cfg.plugins or ()))
 
 
-def run_code(cfg: Mapping[str, Any], root: Path = ROOT) -> str:
+def run_code(cfg: Config, root: Path = ROOT) -> str:
     """Hash of what computes the numbers of a run: as `model_code`, with the studies and the components that it uses."""
-    folders = [folder for group, folder in COMPONENTS.items() if cfg[group]["name"] != "none"]
-    files = [root / file for file in STUDIES] + [file for folder in folders for file in (root / folder).rglob("*.py")]
-    return _hash((*_model_files(root), *files), tuple(cfg["plugins"] or ()))
+    components = [f"{GROUPS[key].package}/**/*.py" for key in OPERATIONS if getattr(cfg, key) is not None]
+    files = [file for pattern in (*STEPS, *components) for file in root.glob(pattern) if file.name not in NO_STEPS]
+    return _hash(root, (*_model_files(root), *files), tuple(cfg.plugins or ()))
 
 
 def _model_files(root: Path) -> Iterator[Path]:
-    for package in MODELS:
+    for package in PACKAGES:
         for file in (root / package).rglob("*.py"):
             left_out = any(file.is_relative_to(root / folder) for folder in LEFT_OUT)
             if not left_out or file.name == "__init__.py":
                 yield file
 
 
-def _hash(files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
-    everything = {*files, *plugin_files([*plugin_names(), *plugins])}
-    state = sorted((file.parent.name, file.name, _meaning(file)) for file in everything)
-    libraries = {name: version(name) for name in LIBRARIES}
-    return hashlib.sha256(json.dumps([state, libraries]).encode()).hexdigest()[:16]
+def _hash(root: Path, files: tuple[Path, ...], plugins: tuple[str, ...]) -> str:
+    state = {(file.relative_to(root).as_posix(), _meaning(file)) for file in files}
+    state |= {(f"{file.parent.name}/{file.name}", _meaning(file)) for file in plugin_files([*plugin_names(), *plugins])}
+    libraries = {name: version(name) for name in COMPUTING_LIBRARIES}
+    return hashlib.sha256(json.dumps([sorted(state), libraries]).encode()).hexdigest()[:16]
 
 
 @cache
@@ -115,7 +97,7 @@ def _source(name: str) -> Path | None:
 
 def _is_own(top: str) -> bool:
     """Whether a top-level module is neither this project's nor a library's."""
-    if top in (*MODELS, "studies") or top in sys.stdlib_module_names:
+    if top in (*PACKAGES, "studies") or top in sys.stdlib_module_names:
         return False
     file = _source(top)
     libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]

@@ -17,25 +17,15 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from lightning_modules.processes import is_first
 from registries.registry import UserError
 from studies.run.files import write_text
 from studies.run.results import read_result
-from studies.run.run_copy import CLOSE_SECONDS, STATE, RunCopy, destination_of, new_state, read_state, send_run
+from studies.run.run_copy import CLOSE_SECONDS, STATE, RunCopy, new_state, read_state, send_run
 from studies.run.run_folder import RunFolder
 from studies.run.store import in_words, open_store
 
 SEND_SECONDS = 10.0
 MEND_SECONDS = 5.0  # that it waits while the runs before it are sent
-
-
-def open_tracking(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> MLflowRun | None:
-    """What copies the run in this folder to the store of this config group; None for `tracking=none`."""
-    if tracking["name"] == "none":
-        return None
-    import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
-
-    return MLflowRun(RunCopy(folder, destination_of(tracking, folder, output_dir)))
 
 
 class MLflowRun(Logger):
@@ -179,13 +169,8 @@ def tell(text: str) -> None:
     say(text)
 
 
-def log_sweep(cfg: Mapping[str, Any], folder: Path) -> None:
-    """A run for a sweep as a whole, the parent of its jobs' runs, with the files of the sweep's folder as artifacts."""
-    if cfg["tracking"]["name"] == "none" or not is_first():
-        return
-    import mlflow  # noqa: F401
-
-    destination = destination_of(cfg["tracking"], folder, Path(cfg["output_dir"]))
+def send_sweep_in_time(folder: Path, destination: Mapping[str, str]) -> None:
+    """A run for a sweep as a whole, as far as the store answers in time; tell what could not be sent."""
     write_text(folder / STATE, json.dumps({**new_state(destination), **read_state(folder), "done": False}, indent=2))
     problems = [f"the store takes more than {CLOSE_SECONDS:.0f} s to answer"]
 

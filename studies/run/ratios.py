@@ -37,7 +37,7 @@ def ppl_ratio(documents: Documents, reference: Documents) -> Ratio:
         UserError: the documents are not the same.
     """
     _require_same(documents, reference)
-    differences = [ours - theirs for (ours, _), (theirs, _) in zip(documents, reference, strict=True)]
+    differences = [nll - reference_nll for (nll, _), (reference_nll, _) in zip(documents, reference, strict=True)]
     return Ratio(*map(perplexity, _ratio_of_sums(differences, [tokens for _, tokens in documents])))
 
 
@@ -52,7 +52,7 @@ def share_of_gap(documents: Documents, floor: Documents, ceiling: Documents) -> 
     """
     _require_same(documents, floor)
     _require_same(documents, ceiling)
-    won = [low - ours for (ours, _), (low, _) in zip(documents, floor, strict=True)]
+    won = [low - nll for (nll, _), (low, _) in zip(documents, floor, strict=True)]
     gap = [low - high for (high, _), (low, _) in zip(ceiling, floor, strict=True)]
     return _ratio_of_sums(won, gap) if sum(gap) > 0 else None
 

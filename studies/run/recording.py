@@ -13,18 +13,21 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from lightning_modules.config import Config
 from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
 from registries.models.pretrained import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
+from registries.settings import ModelSettings
 from studies.config.flat import flatten
+from studies.config.groups import OPERATIONS
 from studies.run.curves import CurveFile
 from studies.run.files import disk_error, make_folder, write_text
 from studies.run.fingerprint import fingerprint, relevant, versions
 from studies.run.heartbeat import Heartbeat
-from studies.run.mlflow_run import open_tracking
 from studies.run.results import UNFINISHED, at_work, find_run, worker
 from studies.run.run_folder import RunFolder, clear_leftovers
+from studies.run.trackers import build_tracker
 
 TRACEBACK = "traceback.txt"
 
@@ -48,13 +51,13 @@ class RunRecord:
         return self.folder.result["metrics"]
 
 
-def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
+def open_run(cfg: Config, dataset: Mapping[str, Any]) -> RunFolder:
     """The folder that this config's run goes on in: a new one, or what `resume` or `skip_finished` say.
 
     Raises:
         UserError: `resume` names a folder of another config.
     """
-    output_dir, mark = Path(cfg["output_dir"]), fingerprint(cfg, dataset["sha256"])
+    output_dir, mark = Path(cfg.output_dir), fingerprint(cfg, dataset["sha256"])
     try:
         make_folder(output_dir)
         lock = FileLock(output_dir / "runs.lock")  # of several processes, one at a time chooses a run and marks it
@@ -62,7 +65,7 @@ def open_run(cfg: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunFolder:
     except OSError as error:
         raise disk_error(error, output_dir / "runs.lock") from error
     try:
-        _clear_once(output_dir, Path(cfg["cache_dir"]).expanduser())
+        _clear_once(output_dir, Path(cfg.cache_dir).expanduser())
         return _choose(cfg, dict(dataset), mark)
     finally:
         lock.release()
@@ -76,19 +79,19 @@ def _clear_once(output_dir: Path, cache_dir: Path) -> None:
         clear_partial_files((cache_dir / "scores").glob("*.part*"))
 
 
-def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFolder:
+def _choose(cfg: Config, dataset: dict[str, Any], mark: str) -> RunFolder:
     """The folder of the run, marked as the work of this process."""
-    output_dir, about = Path(cfg["output_dir"]), {"config": cfg, "fingerprint": mark, "dataset": dataset}
+    output_dir, about = Path(cfg.output_dir), {"config": cfg.plain, "fingerprint": mark, "dataset": dataset}
     about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
-    path = find_run(output_dir, mark, ("finished",)) if cfg["skip_finished"] else None
+    path = find_run(output_dir, mark, ("finished",)) if cfg.skip_finished else None
     if path is not None:
         folder = RunFolder.open(path)
         folder.result = {**about, **folder.result, "status": "skipped"}
         return folder
-    if cfg["resume"] == "auto":
+    if cfg.resume == "auto":
         path = find_run(output_dir, mark, UNFINISHED)
-    elif cfg["resume"] != "never":
-        path = Path(cfg["resume"])
+    elif cfg.resume != "never":
+        path = Path(cfg.resume)
         result = RunFolder.open(path).result
         _require_same(result, cfg, mark)
         if at_work(result):
@@ -100,41 +103,42 @@ def _choose(cfg: Mapping[str, Any], dataset: dict[str, Any], mark: str) -> RunFo
             folder.result["status"] = "running"
             folder.write()
         return folder
-    folder = RunFolder.create(output_dir, f"{_model_label(cfg['model'])}-{_operations(cfg)}", **about)
-    write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False))
+    folder = RunFolder.create(output_dir, f"{_model_label(cfg.model)}-{_operations(cfg)}", **about)
+    write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg.plain), sort_keys=False))
     return folder
 
 
-def _model_label(model: Mapping[str, Any]) -> str:
+def _model_label(model: ModelSettings) -> str:
     """The model's name, or that of the folder or hub repository that was given in its place."""
-    return Path(model.get("path") or model["name"]).name
+    return Path(model.arguments.get("path") or model.name).name
 
 
-def _operations(cfg: Mapping[str, Any]) -> str:
+def _operations(cfg: Config) -> str:
     """What is done to the model, in a word or two."""
-    names = [cfg[group]["name"] for group in ("replacement", "placement", "adapter", "compressor")]
-    if cfg["source"]["name"] != "none":
-        names.append(f"from-{_model_label(cfg['source'])}")
-    return "-".join(name for name in names if name != "none") or "none"
+    chosen = (getattr(cfg, group) for group in OPERATIONS)
+    names = [option.name for option in chosen if option is not None]
+    if cfg.source is not None:
+        names.append(f"from-{_model_label(cfg.source)}")
+    return "-".join(names) or "none"
 
 
-def _require_same(result: Mapping[str, Any], cfg: Mapping[str, Any], mark: str) -> None:
+def _require_same(result: Mapping[str, Any], cfg: Config, mark: str) -> None:
     if result.get("fingerprint") == mark:
         return
     if "config" not in result:
-        raise UserError(f"resume={cfg['resume']}: its result.json is damaged: it has no 'config'; use resume=never")
-    old, new = flatten(relevant(result["config"])), flatten(relevant(cfg))
+        raise UserError(f"resume={cfg.resume}: its result.json is damaged: it has no 'config'; use resume=never")
+    old, new = flatten(relevant(result["config"])), flatten(relevant(cfg.plain))
     changed = [
         f"{key}={old.get(key)} there, {new.get(key)} here"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
     why = "; ".join(changed) or "its data or the code have changed since"
-    raise UserError(f"resume={cfg['resume']} is a run of another config: {why}. Use its config, or resume=never")
+    raise UserError(f"resume={cfg.resume} is a run of another config: {why}. Use its config, or resume=never")
 
 
 @contextmanager
-def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[RunRecord]:
+def recording(folder: RunFolder, cfg: Config) -> Iterator[RunRecord]:
     """Run a study's body; its end, good or bad, is written to the folder and to the tracking store.
 
     Raises:
@@ -146,8 +150,8 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[RunRecord]:
         try:
             stop_if_requested()
             with Heartbeat(folder) as record.heartbeat:  # first, since a store may take its time to answer
-                tracker = open_tracking(cfg["tracking"], folder.path, Path(cfg["output_dir"]))
-                if tracker is not None:
+                if cfg.tracking is not None:
+                    tracker = build_tracker(cfg.tracking).open(folder.path, Path(cfg.output_dir))
                     record.loggers.append(tracker)
                 folder.write()
                 yield record
@@ -156,14 +160,14 @@ def recording(folder: RunFolder, cfg: Mapping[str, Any]) -> Iterator[RunRecord]:
             result.pop("error", None)
             (folder.path / TRACEBACK).unlink(missing_ok=True)
         except BaseException as error:
-            told = _outcome(error, folder)
-            status = status_of(told)
-            result["error"] = f"{type(told).__name__}: {told}"
-            if status != "killed" and not isinstance(told, UserError):
+            cause = _outcome(error, folder)
+            status = status_of(cause)
+            result["error"] = f"{type(cause).__name__}: {cause}"
+            if status != "killed" and not isinstance(cause, UserError):
                 with suppress(UserError):  # of a full disk, which must not take the place of what went wrong
                     write_text(folder.path / TRACEBACK, traceback.format_exc())
-            if told is not error:
-                raise told from error
+            if cause is not error:
+                raise cause from error
             raise
         finally:
             with deferred():  # a second signal ends this too

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Required, TypedDict, get_origin, get_type_hints
 
 from registries.partial_files import is_alive, machine
 from registries.registry import UserError
@@ -17,11 +18,77 @@ from registries.registry import UserError
 SILENT_SECONDS = 60.0  # after so long without a heartbeat, a run of another machine or container is over
 UNFINISHED = ("running", "killed", "failed", "oom", "nan")
 STATUSES = (*UNFINISHED, "finished", "skipped")
-KINDS = dict.fromkeys(("metrics", "baseline", "config", "dataset", "versions", "stages"), dict)
 log = logging.getLogger(__name__)
 
 
-def read_result(path: Path) -> dict[str, Any]:
+class StageResult(TypedDict):
+    """Of a finished stage.
+
+    Attributes:
+        steps: that were done; fewer than planned where training stopped early.
+        trained: name -> shape of the parameters that it trained.
+        seconds: of training, validations left out.
+        tokens_per_s: of training.
+        notes: what was told about its settings.
+    """
+
+    steps: int
+    trained: dict[str, list[int]]
+    seconds: float
+    tokens_per_s: float
+    notes: list[str]
+
+
+class Result(TypedDict, total=False):
+    """The content of a run's `result.json`. Earlier versions wrote fewer keys; these two are in all.
+
+    Attributes:
+        status: one of `STATUSES`.
+        metrics: name -> value, as in MLflow.
+        baseline: name -> score of the untouched model, and of the source model where there is one.
+        config: the whole config, as plain dicts.
+        fingerprint: equal for runs that compute the same, see `studies.run.fingerprint`.
+        dataset: what was read: counts of documents, blocks and tokens by split, hashes, warnings.
+        versions: of the project's code, Python and the libraries that a result depends on.
+        stages: name -> what a finished stage left, in order.
+        layers: whose attention was replaced.
+        notes: what a user should know about the replacement in this model.
+        preflight: name of a check -> what it measured, its limit, and whether it passed.
+        controls: name -> name of the folder of the control that this run is compared with.
+        error: why the run ended, where it did not finish.
+        mlflow_run_id: None as long as no store has it.
+        pid, machine, heartbeat: of the process that has written last, and when (seconds since 1970).
+    """
+
+    status: Required[str]
+    metrics: Required[dict[str, float]]
+    baseline: dict[str, float]
+    config: dict[str, Any]
+    fingerprint: str
+    dataset: dict[str, Any]
+    versions: dict[str, str]
+    stages: dict[str, StageResult]
+    layers: list[int]
+    notes: list[str]
+    preflight: dict[str, Any]
+    controls: dict[str, str]
+    error: str
+    mlflow_run_id: str | None
+    pid: int
+    machine: str
+    heartbeat: float
+
+
+def _kind(hint: Any) -> type | tuple[type, ...]:
+    """What `isinstance` takes for a type of `Result`."""
+    kinds = {float: (int, float), str | None: (str, NoneType)}
+    return kinds.get(hint) or get_origin(hint) or hint
+
+
+KINDS = {key: _kind(hint) for key, hint in get_type_hints(Result).items()}
+
+
+def read_result(path: Path) -> Result:
     """A run's `result.json`; a run that says it is running although its process is gone is shown as `killed`.
 
     Raises:
@@ -61,7 +128,7 @@ def _wrong_shape(result: Any) -> str | None:
     return f"its metric {strange[0]!r} is no number" if strange else None
 
 
-def _alive(result: Mapping[str, Any], changed: float) -> bool:
+def _alive(result: Result, changed: float) -> bool:
     """Whether the process that wrote a result still runs, whose heart has last beaten at `changed`.
 
     The number of a process says something on its own machine alone; elsewhere the age of the heartbeat decides.
@@ -71,19 +138,19 @@ def _alive(result: Mapping[str, Any], changed: float) -> bool:
     return time.time() - changed < SILENT_SECONDS
 
 
-def at_work(result: Mapping[str, Any]) -> bool:
+def at_work(result: Result) -> bool:
     """Whether another process is at work on the run that `read_result` gave."""
     own = result.get("pid") == os.getpid() and result.get("machine", machine()) == machine()
     return result["status"] == "running" and not own
 
 
-def runs(output_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def runs(output_dir: Path) -> Iterator[tuple[Path, Result]]:
     """All runs of an output folder with their results, the newest first; a damaged result is told and passed over."""
     files = sorted((output_dir / "runs").glob("*/result.json"), key=lambda file: file.parent.name, reverse=True)
     yield from readable(file.parent for file in files)
 
 
-def readable(folders: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def readable(folders: Iterable[Path]) -> Iterator[tuple[Path, Result]]:
     """Those of the runs' folders whose result can be read, with it; the others are told and passed over."""
     for folder in folders:
         try:
@@ -108,7 +175,7 @@ def find_run(output_dir: Path, fingerprint: str, statuses: tuple[str, ...]) -> P
     return None
 
 
-def worker(path: Path, result: Mapping[str, Any]) -> str:
+def worker(path: Path, result: Result) -> str:
     """Who is at work on a run, in words."""
     if result.get("machine", machine()) == machine():
         return f"in process {result['pid']}"

@@ -18,13 +18,13 @@ from studies.config.flat import flatten
 from studies.run.curves import Point, latest, read_points
 from studies.run.files import write_text
 from studies.run.results import read_result
-from studies.run.store import OWN, Store, in_words, open_store, own_address, portable
+from studies.run.store import DEFAULT_STORE, Store, in_words, open_store, own_address, portable
 
 CLOSE_SECONDS = 20.0  # that the end of a run waits for the store
 STATE = "tracking.json"
 KEY = "graftlab.key"  # the tag by which a copy is found whose making was not answered
-STATUSES = {"finished": "FINISHED", "killed": "KILLED", "running": "RUNNING"}  # everything else: FAILED
-FILES = ("config.yaml", "result.json", "samples.json")
+MLFLOW_STATUS = {"finished": "FINISHED", "killed": "KILLED", "running": "RUNNING"}  # everything else: FAILED
+RUN_FILES = ("config.yaml", "result.json", "samples.json")
 
 
 class RunCopy:
@@ -196,13 +196,15 @@ class RunCopy:
     def finish(self, result: Mapping[str, Any]) -> None:
         """End the MLflow run: the run's files as artifacts, its status."""
         client, folder = self._store.client, self.folder
-        for file in FILES:
+        for file in RUN_FILES:
             if (folder / file).is_file():
                 client.log_artifact(self.run_id, str(folder / file))
         for figure in sorted((folder / "figures").glob("*.png")):
             client.log_artifact(self.run_id, str(figure), "figures")
         client.set_tag(self.run_id, "status", result["status"])
-        client.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"), int(self.state["ended"] * 1000))
+        client.set_terminated(
+            self.run_id, MLFLOW_STATUS.get(result["status"], "FAILED"), int(self.state["ended"] * 1000)
+        )
         self.state["done"] = True
         self.write_state()
 
@@ -218,12 +220,12 @@ def _comparable(value: float) -> str:
     return "nan" if value != value else f"{max(-largest, min(largest, value)):.12g}"
 
 
-def destination_of(tracking: Mapping[str, Any], folder: Path, output_dir: Path) -> dict[str, str]:
+def destination_of(uri: str, experiment: str, folder: Path, output_dir: Path) -> dict[str, str]:
     """Store and experiment that the copy of a folder belongs to, so that they can be found later, from anywhere."""
-    uri = portable(tracking["uri"], output_dir)
-    if uri == OWN and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
+    uri = portable(uri, output_dir)
+    if uri == DEFAULT_STORE and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
         uri = own_address(output_dir)
-    return {"uri": uri, "experiment": tracking["experiment"]}
+    return {"uri": uri, "experiment": experiment}
 
 
 def new_state(destination: Mapping[str, str]) -> dict[str, Any]:

@@ -15,9 +15,7 @@ from typing import Any
 
 from registries.partial_files import clear_partial_files, machine
 from studies.run.files import disk_error, write_text
-from studies.run.results import KINDS, read_result
-
-KINDS |= {"status": str, "fingerprint": str, "machine": str, "pid": int, "heartbeat": (int, float)}
+from studies.run.results import Result, read_result
 
 
 class RunFolder:
@@ -28,7 +26,7 @@ class RunFolder:
         result: the content of `result.json`.
     """
 
-    def __init__(self, path: Path, result: dict[str, Any]):
+    def __init__(self, path: Path, result: Result):
         self.path, self.result = path, result
 
     @classmethod

@@ -13,7 +13,6 @@ from typing import Any
 from data_modules.data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
-from lightning_modules.training.trainer import evaluate
 from registries.registry import UserError
 from studies.run.files import make_folder, read_checked, write_checked
 from studies.run.ratios import share_of_gap
@@ -22,7 +21,7 @@ from studies.run.recording import RunRecord
 log = logging.getLogger(__name__)
 
 DOCUMENTS = "documents.json"
-SPLITS = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
+SPLIT_OF = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,11 @@ class Scores:
         record.folder.record(**metrics)
         file = record.folder.path / DOCUMENTS
         try:
-            known = read_checked(file) if file.is_file() else {}
+            recorded = read_checked(file) if file.is_file() else {}
         except UserError as error:
             print(f"{error}, or go on without what is not scored again")
-            known = {}
-        write_checked(file, known | {prefix: self.documents})
-
-
-def score(cfg: Any, module: CausalLMModule, data: BlockDataModule, split: str) -> Scores:
-    """Score a model on a split."""
-
-    def compute() -> Scores:
-        metrics = evaluate(module, data.loader(split), cfg["trainer"])
-        seconds, tokens_per_s = metrics.pop("seconds"), metrics.pop("tokens_per_s")
-        return Scores(metrics, module.documents.compute(), seconds, tokens_per_s)
-
-    return from_first(compute)
+            recorded = {}
+        write_checked(file, recorded | {prefix: self.documents})
 
 
 def record_share(record: RunRecord, prefix: str, scores: Scores, floor: Scores, ceiling: Scores) -> None:
@@ -83,10 +71,10 @@ def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:
         UserError: there are none, or the file is damaged.
     """
     file = folder / DOCUMENTS
-    known = read_checked(file) if file.is_file() else {}
-    if not _are_documents(known.get(prefix)):
+    recorded = read_checked(file) if file.is_file() else {}
+    if not _are_documents(recorded.get(prefix)):
         raise UserError(f"{file} has no scores by document under {prefix!r}: remove {folder} and run the study again")
-    return known[prefix]
+    return recorded[prefix]
 
 
 def _are_documents(value: Any) -> bool:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from registries.registry import UserError, nearest
 
 SQLITE = "sqlite:///"
-OWN = SQLITE + "${output_dir}/mlflow.db"  # a store that moves with its output folder
+DEFAULT_STORE = SQLITE + "${output_dir}/mlflow.db"  # a store that moves with its output folder
 LOCKED_SECONDS = 5.0
 # For a server that does not answer, where MLflow would try for four minutes: what could not be sent is sent later.
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -37,10 +37,10 @@ def address_errors(uri: str) -> list[str]:
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
     if uri == "databricks" or scheme in {"databricks", *plugins} or (not separator and uri.split(":")[0] in plugins):
         return []
-    kind, known = scheme.partition("+")[0], ("http", "https", *DATABASES)
-    if not separator or kind not in known:
+    kind, schemes = scheme.partition("+")[0], ("http", "https", *DATABASES)
+    if not separator or kind not in schemes:
         allowed = "sqlite:///<file>, http://<host>:<port>, or the address of another database"
-        return [f"tracking.uri={uri} is no address of a store{nearest(kind, known)} It may be {allowed}"]
+        return [f"tracking.uri={uri} is no address of a store{nearest(kind, schemes)} It may be {allowed}"]
     if kind == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
         return [f"tracking.uri={uri} names no file: write sqlite:///<file>"]
     try:
@@ -68,7 +68,7 @@ class Store:
 def portable(uri: str, output_dir: Path) -> str:
     """A store's address that holds after a change of the working directory, or of the output folder's place."""
     if uri == f"{SQLITE}{output_dir}/mlflow.db":
-        return OWN
+        return DEFAULT_STORE
     if uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}/"):
         return f"{_address(Path.cwd())}/{uri.removeprefix(SQLITE)}"
     return uri
@@ -100,7 +100,7 @@ def open_store(uri: str, experiment: str, output_dir: Path) -> Store:
 
 def _sqlite_file(uri: str, output_dir: Path) -> Path:
     """The file of an SQLite address, in which `%` and `?` have a meaning, unless they come from the output folder."""
-    if uri == OWN:
+    if uri == DEFAULT_STORE:
         return output_dir.resolve() / "mlflow.db"
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 

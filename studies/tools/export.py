@@ -65,16 +65,16 @@ def _umask() -> int:
 
 def _load(run: Path) -> tuple[Any, dict[str, Any]]:
     from lightning_modules import load_module
-    from lightning_modules.two_models.cross_model import require_one_model
 
     module = load_module(run)
-    require_one_model(module, "an exported folder")
+    module.require_one_model("an exported folder")
     return module, json.loads((run / "result.json").read_text())
 
 
 def _write(module: Any, result: dict[str, Any], run: Path, folder: Path, dtype: str | None) -> None:
     import torch
 
+    from lightning_modules.config import read_config
     from lightning_modules.surgery.exported import SURGERY_FILE
     from lightning_modules.surgery.lora import merge
     from lightning_modules.training.stage_plan import recovery_plan
@@ -86,7 +86,7 @@ def _write(module: Any, result: dict[str, Any], run: Path, folder: Path, dtype: 
     added = {
         "replacement": result["config"]["replacement"],
         "layers": result.get("layers", []),
-        "recovery": recovery_plan(result["config"]) if result.get("stages") else {},
+        "recovery": recovery_plan(read_config(result["config"])) if result.get("stages") else {},
         "plugins": result["config"]["plugins"],
     }
     if module.surgery is not None or "lora" in added["recovery"]:

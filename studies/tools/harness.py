@@ -106,8 +106,8 @@ def _told(tasks: Sequence[str]) -> Iterator[None]:
 def _first_token(module: CausalLMModule) -> int:
     """What the harness puts before a text of which nothing is given: some token must predict its first one."""
     tokenizer = module.tokenizer
-    known = (module.start, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    return next(token for token in known if token is not None)
+    candidates = (module.start, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next(token for token in candidates if token is not None)
 
 
 def _tokenizer(module: CausalLMModule) -> Any:

@@ -95,9 +95,9 @@ def _settings(results: Sequence[Mapping[str, Any]]) -> str:
 def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     configs = [flat_config(result["config"]) for result in results]
     varied = varied_keys(configs) or ["replacement.depth"]
-    known = {metric: None for result in results for metric in result["metrics"]}
-    groups = {f"loss, {_words(metric)}": metric for metric in known if metric.startswith("val/loss_")}
-    shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in known}
+    metrics = {metric: None for result in results for metric in result["metrics"]}
+    groups = {f"loss, {_words(metric)}": metric for metric in metrics if metric.startswith("val/loss_")}
+    shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in metrics}
     header, rows = [*(key.rpartition(".")[2] for key in varied), *shown], {}
     for result, config in zip(results, configs, strict=True):
         stages = " + ".join(result["config"]["recovery"]) or "transfer + next_token"

@@ -58,7 +58,7 @@ def _destination(path: Path, uri: str | None) -> dict[str, str] | None:
     destination = {key: state[key] for key in ("uri", "experiment")} if state else _configured(path)
     if destination is None or uri is None:
         return destination
-    return destination_of({**destination, "uri": uri}, path, path.parent.parent)
+    return destination_of(uri, destination["experiment"], path, path.parent.parent)
 
 
 def _configured(path: Path) -> dict[str, str] | None:
@@ -81,8 +81,8 @@ def _created(uri: str, experiment: str, output_dir: Path) -> int:
 def _was_sent(path: Path, destination: Mapping[str, str]) -> bool:
     """Whether all of a run or sweep was sent to this store, and the store is still the one it was sent to."""
     state = read_state(path)
-    same = state.get("done") and all(state[key] == value for key, value in destination.items())
-    return bool(same) and state.get("created") == _created(
+    is_same = state.get("done") and all(state[key] == value for key, value in destination.items())
+    return bool(is_same) and state.get("created") == _created(
         destination["uri"], destination["experiment"], path.parent.parent
     )
 

@@ -19,14 +19,14 @@ def perplexities(model: object, loader: object) -> tuple[float, float]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from lightning_modules.inputs import batch_rows, model_inputs, scored_labels
+    from data_modules.batches import ModelInput, scored_labels
     from lightning_modules.nll import IGNORED, perplexity, token_nll
 
     shifted, unshifted, count, repeated = 0.0, 0.0, 0, 0
     with torch.no_grad():
         for batch in loader:
             labels = scored_labels(batch)
-            logits = model(**model_inputs(batch_rows(batch)), use_cache=False).logits.float()
+            logits = model(**ModelInput.of(batch).arguments, use_cache=False).logits.float()
             shifted += token_nll(logits, labels).sum().item()
             count += int((labels[:, 1:] != IGNORED).sum())
             unshifted += cross_entropy(

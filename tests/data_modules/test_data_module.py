@@ -175,7 +175,7 @@ def test_streams_are_read_as_far_as_the_sizes_ask(build, monkeypatch):
     documents = [Document(str(index), f"document {index} " * 20) for index in range(1000)]
     streams = {split: Stream(split, lambda: iter(documents)) for split in SPLITS}
     module = build("wikitext103", block_size=32, train_size=10, val_size=3, test_size=2)
-    monkeypatch.setattr(module, "_build_source", lambda: streams)
+    monkeypatch.setattr(module, "_build_corpus", lambda: streams)
     assert [len(module.blocks(split)) for split in SPLITS] == [10, 3, 2]
 
 

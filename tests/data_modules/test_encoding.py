@@ -1,8 +1,8 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from data_modules.block_settings import BlockSettings
 from data_modules.data_module import BlockDataModule
+from data_modules.dataset_settings import DatasetSettings
 from data_modules.datasets.periodic import Periodic
 from data_modules.documents import SPLITS, Document
 from data_modules.encoding import encode_filled, encode_prompt, encode_prompts, encode_texts, start_token
@@ -89,8 +89,9 @@ TEXTS = {split: [Document(f"{split} {n}", f"{split} {n}: " + "some words " * 9) 
 
 
 def data_module(tmp_path, tokenizer, source=TEXTS, **settings):
-    settings = BlockSettings(**{"block_size": 16, "val_size": 2, "test_size": 2, **settings})
-    return BlockDataModule("text", lambda: source, settings, tokenizer, seed=0, cache_dir=tmp_path)
+    group = {"name": "text", "block_size": 16, "val_size": 2, "test_size": 2, **settings}
+    settings = DatasetSettings.read(group)
+    return BlockDataModule(lambda: source, settings, tokenizer, seed=0, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("split", [*SPLITS, "all"])

@@ -2,12 +2,12 @@
 
 import pytest
 
-from data_modules.facts import PLACES, make_questions
+from data_modules.facts import CITIES, make_questions
 from registries.registry import UserError
 
 
 def word(text: str) -> int:
-    return PLACES.index(text.strip())
+    return CITIES.index(text.strip())
 
 
 def test_each_context_answers_its_question_and_no_other_place_is_right():

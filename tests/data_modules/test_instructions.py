@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.instructions import COLUMNS, Example, Template, read_examples, read_template, template_errors
+from data_modules.instructions import USUAL_COLUMNS, Example, Template, read_examples, read_template, template_errors
 from registries.registry import UserError
 
 TEMPLATE = Template("Q: {instruction}\nA: ", "Q: {instruction}\nI: {input}\nA: ")
@@ -193,7 +193,7 @@ def test_a_missing_column_is_an_error_with_the_way_out(missing):
         examples([row])
     (message,) = error.value.messages
     assert message.startswith(f"file.json has no column for the {missing}")
-    assert ", ".join(COLUMNS[missing]) in message
+    assert ", ".join(USUAL_COLUMNS[missing]) in message
     assert f"it has {', '.join(row)}" in message
     assert f"dataset.fields.{missing}=<column>" in message
 

@@ -174,7 +174,7 @@ def test_cache_errors_of_the_maker_are_not_mistaken_for_a_full_disk(tmp_path):
         raise OSError(errno.ENOSPC, "not the cache's")
 
     with pytest.raises(OSError, match="not the cache's"):
-        token_cache.cached(tmp_path / "x.safetensors", make)
+        token_cache.cached_tensors(tmp_path / "x.safetensors", make)
 
 
 def test_a_complete_cache_needs_nothing_to_be_written(tokenizer, tmp_path, monkeypatch, count_calls):

@@ -2,9 +2,14 @@ import json
 
 import pytest
 
+from data_modules.dataset_settings import DatasetSettings
 from data_modules.trained_texts import warn_of_trained_texts
 
 RECORDS = [{"instruction": f"Count to {index}.", "output": f"One to {index}."} for index in range(200)]
+
+
+def settings(name, **keys):
+    return DatasetSettings.read({"name": name, **keys})
 
 
 @pytest.fixture
@@ -14,8 +19,8 @@ def tell(tmp_path, caplog):
         (tmp_path / name).write_text("\n".join(map(json.dumps, RECORDS)))
 
     def tell(trained, scored, split, **keys):
-        configs = ({"name": name, "path": str(tmp_path / file), **keys} for name, file in (trained, scored))
-        warn_of_trained_texts(*configs, split)
+        datasets = (settings(name, path=str(tmp_path / file), **keys) for name, file in (trained, scored))
+        warn_of_trained_texts(*datasets, split)
         return caplog.text
 
     return tell
@@ -43,5 +48,5 @@ def test_a_training_text_that_is_gone_is_told(tell):
 
 
 def test_random_tokens_are_no_text(caplog):
-    warn_of_trained_texts({"name": "periodic"}, {"name": "periodic"}, "all")
+    warn_of_trained_texts(settings("periodic"), settings("periodic"), "all")
     assert not caplog.text

@@ -5,6 +5,8 @@ from torch.utils.data import DataLoader
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.tensor_files import tensors_sha256
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.config import TrainerSettings
+from lightning_modules.learning_rate import OptimizerSettings
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Workspace
 from lightning_modules.surgery.replaced_attention import replace_attention
@@ -16,18 +18,16 @@ LENGTH, VOCABULARY = 16, 512
 
 @pytest.fixture
 def trainer_options():
-    """The keys of the config group `trainer`."""
-    return {
+    """The config group `trainer` of three steps on a CPU, without validation."""
+    group = {
+        "name": "cpu",
         "accelerator": "cpu",
-        "devices": 1,
         "enable_progress_bar": False,
         "max_steps": 3,
         "val_check_interval": None,
         "checkpoint_every_n_steps": 1000,
-        "gradient_checkpointing": False,
-        "loss_chunk_size": None,
-        "early_stopping": {"patience": None, "min_delta": 0.0},
     }
+    return TrainerSettings.read(group)
 
 
 @pytest.fixture
@@ -61,11 +61,13 @@ def make_module():
         dtype=torch.float32,
         options=None,
         num_layers=2,
+        optimizer=None,
         **others,
     ):
         model = language_model(family, num_layers=num_layers).to(dtype)
         torch.manual_seed(0)
-        module = CausalLMModule(model, byte_tokenizer(), **others)
+        settings = OptimizerSettings.read({"name": "adamw", **(optimizer or {})})
+        module = CausalLMModule(model, byte_tokenizer(), optimizer=settings, **others)
         if replacement:
             module.surgery = replace_attention(model, replacement, list(layers), init, options)
         return module

@@ -1,6 +1,7 @@
 """Gradient checkpointing: less is kept for the backward pass, and nothing else changes."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def train(make_module, make_stage, loader, blocks, trainer_options, tmp_path):
         for layer, block in enumerate(module.model.get_submodule(architecture.blocks)):
             counted = block.get_submodule(architecture.attention if family in PARALLEL else "mlp")
             counted.register_forward_pre_hook(lambda *_, layer=layer: calls.append(layer))
-        trainer_options["val_check_interval"] = 1 if validate else None
+        options = replace(trainer_options, val_check_interval=1 if validate else None)
         batches = loader(blocks, stage.batch_size, stage.steps)
-        fit(module, batches, loader(blocks), trainer_options, Path(tempfile.mkdtemp(dir=tmp_path)))
+        fit(module, batches, loader(blocks), options, Path(tempfile.mkdtemp(dir=tmp_path)))
         assert any(not parameter.equal(before[key]) for key, parameter in module.trained_parameters().items())
         return module, calls
 

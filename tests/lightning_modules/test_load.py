@@ -31,11 +31,11 @@ def cfg(tmp_path):
             "transfer_lr": 1e-3, "transfer_batch_size": 1,
         },
         "recovery": {},
-        "dataset": {"batch_size": 1},
+        "dataset": {"name": "periodic", "batch_size": 1},
         "activations": {"cache": True, "max_gb": 1.0},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "trainer": {
-            "gradient_clip_val": 1.0, "max_steps": 0, "max_epochs": None, "accumulate_grad_batches": 1,
+            "name": "cpu", "gradient_clip_val": 1.0, "max_steps": 0, "max_epochs": None, "accumulate_grad_batches": 1,
             "loss_chunk_size": None,
         },
     }  # fmt: skip

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from lightning_modules.optimizers import OPTIMIZERS, scaled_lr, schedule_factor
+from lightning_modules.learning_rate import scaled_lr, schedule_factor
+from lightning_modules.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -8,7 +8,7 @@ import yaml
 
 import train
 from lightning_modules.causal_lm import CausalLMModule
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from lightning_modules.training.stage_plan import recovery_plan
 from registries.registry import UserError
 from studies.controls import CONTROLS, RATIOS, control_config
@@ -29,7 +29,7 @@ CHANGED = ("replacement", "recovery", "controls", "skip_finished", "resume")  # 
 @pytest.fixture
 def config(small):
     """The config of a study."""
-    return lambda *more: plain(train.compose(small(*TOROIDAL, *more)))
+    return lambda *more: read_config(train.compose(small(*TOROIDAL, *more)))
 
 
 def without(cfg, *keys):
@@ -43,7 +43,7 @@ class TestConfigs:
     def test_original_is_the_model_itself(self, config):
         cfg = config(BOTH)
         control = control_config(cfg, "original")
-        assert control["replacement"] == {
+        assert control.plain["replacement"] == {
             "name": "standard",
             "layers": [1],
             "init": "copy",
@@ -53,43 +53,45 @@ class TestConfigs:
             "transfer_batch_size": 1,
         }
         assert recovery_plan(control) == {"next_token": NEXT_TOKEN}
-        assert without(control, *CHANGED) == without(cfg, *CHANGED)
+        assert without(control.plain, *CHANGED) == without(cfg.plain, *CHANGED)
 
     def test_standard_is_random_and_recovers_in_the_same_way(self, config):
         cfg = config(BOTH)
         control = control_config(cfg, "standard")
         own = {"init": "random", "transfer_steps": 3, "transfer_lr": 0.01, "transfer_batch_size": 2}
-        assert control["replacement"] == control_config(cfg, "original")["replacement"] | own
+        assert control.plain["replacement"] == control_config(cfg, "original").plain["replacement"] | own
         assert list(recovery_plan(control)) == list(recovery_plan(cfg)) == ["transfer", "next_token"]
         assert recovery_plan(control)["next_token"] == NEXT_TOKEN
-        assert without(control, *CHANGED) == without(cfg, *CHANGED)
+        assert without(control.plain, *CHANGED) == without(cfg.plain, *CHANGED)
 
     @pytest.mark.parametrize("control", CONTROLS)
     def test_controls_are_runs_that_others_may_share(self, config, control):
         given = control_config(config(BOTH, "resume=never"), control)
-        assert (given["controls"], given["skip_finished"], given["resume"]) == ([], True, "auto")
+        assert (given.controls, given.skip_finished, given.resume) == ([], True, "auto")
         assert given == control_config(config("controls=[original]", "replacement.depth=2", "resume=auto"), control)
 
     @pytest.mark.parametrize("control", CONTROLS)
     def test_a_control_belongs_to_no_experiment(self, config, control):
         cfg = config(BOTH)
-        assert control_config(cfg | {"experiment": {"name": "depth"}}, control) == control_config(cfg, control)
+        assert control_config(read_config({**cfg.plain, "experiment": {"name": "depth"}}), control) == control_config(
+            cfg, control
+        )
 
     @pytest.mark.parametrize("control", CONTROLS)
     def test_the_config_of_the_study_stays_as_it_is(self, config, control):
         cfg = config("recovery=[transfer,kl]", BOTH)
-        before = json.dumps(cfg)
+        before = json.dumps(cfg.plain)
         control_config(cfg, control)
-        assert json.dumps(cfg) == before
+        assert json.dumps(cfg.plain) == before
 
     def test_stages_that_do_not_imitate_keep_their_keys_and_order(self, config):
         stages = "recovery=[transfer,lora,block_wise,next_token,kl]"
         own = ("recovery.next_token.steps=2", "recovery.next_token.lr=0.1", "recovery.lora.rank=3")
         cfg = config(stages, *own)
         control = control_config(cfg, "original")
-        assert control["recovery"] == {name: cfg["recovery"][name] for name in ("lora", "next_token")}
-        assert list(control["recovery"]) == ["lora", "next_token"]
-        assert control_config(cfg, "standard")["recovery"] == cfg["recovery"]
+        assert control.recovery == {name: cfg.recovery[name] for name in ("lora", "next_token")}
+        assert list(control.recovery) == ["lora", "next_token"]
+        assert control_config(cfg, "standard").recovery == cfg.recovery
 
     def test_thawed_models_are_controlled_by_thawed_models(self, config):
         cfg = config("model.freeze=false")

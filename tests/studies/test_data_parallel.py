@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from registries import UserError
 from studies.config.command_line import check_command_line
 from studies.config.launch import exit_with
@@ -99,5 +99,5 @@ def test_scoring_takes_one_device(small):
 
 
 def test_devices_do_not_change_what_a_run_is(small):
-    configs = [plain(train.compose(small(*STUDY, line))) for line in ("trainer=cpu", "trainer=ddp")]
+    configs = [read_config(train.compose(small(*STUDY, line))) for line in ("trainer=cpu", "trainer=ddp")]
     assert len({fingerprint(cfg, "data") for cfg in configs}) == 1

@@ -9,15 +9,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import studies.run.scores as scores
 import studies.steps as steps
 import train
 from data_modules import build_data_module
 from lightning_modules import load_module
 from lightning_modules.callbacks.checkpoint import StepCheckpoint
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from lightning_modules.preflight import PreflightError
 from lightning_modules.training.trainer import evaluate
+from studies import study
 from studies.run.curves import read_curves
 
 TOROIDAL = ("replacement=toroidal", "replacement.transfer_steps=6", "replacement.depth=4")
@@ -242,11 +242,11 @@ def test_a_pipeline_is_recorded_stage_by_stage_and_loaded_as_it_was(run, small, 
     assert all(metrics[name] > 0 for name in errors)
     curves = read_curves(folder)
     assert all(f"train/{name}/loss" in curves or name == "next_token" for name in stages)
-    cfg = plain(train.compose(small()))
+    cfg = read_config(train.compose(small()))
     module = load_module(folder)
-    data = build_data_module(cfg, module.tokenizer)
+    data = build_data_module(cfg.plain, module.tokenizer)
     module.measure(data.token_bytes)
-    assert evaluate(module, data.loader("validation"), cfg["trainer"])["loss"] == metrics["val/loss"]
+    assert evaluate(module, data.loader("validation"), cfg.trainer)["loss"] == metrics["val/loss"]
 
 
 def test_lora_trains_its_additions_and_the_next_stage_what_it_is_for(run):
@@ -468,13 +468,13 @@ def test_a_failed_preflight_ends_the_run(run, monkeypatch, tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """Counts the scores that are computed."""
-    calls, evaluate = [], scores.evaluate
+    calls, evaluate = [], study.evaluate
 
     def spy(*arguments):
         calls.append(arguments)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(scores, "evaluate", spy)
+    monkeypatch.setattr(study, "evaluate", spy)
     return calls
 
 

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import data_modules.tensor_files as tensor_files
-import studies.one_model as one_model
 import train
 from lightning_modules.callbacks.checkpoint import Interrupted, StepCheckpoint
 from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
+from studies import study
 from studies.run.curves import read_curves
 from studies.run.scores import read_documents
 
@@ -184,7 +184,7 @@ def test_a_signal_while_the_model_is_scored(run, only_run, interrupt):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_run, monkeypatch, number):
-    load = one_model.load_language_model
+    load = study.load_language_model
 
     def load_and_collect(*arguments):
         def callback(phase, information):  # Python ignores what is raised here
@@ -196,7 +196,7 @@ def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector(run, only_r
         return load(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
-        patch.setattr(one_model, "load_language_model", load_and_collect)
+        patch.setattr(study, "load_language_model", load_and_collect)
         run(*STUDY)
     assert caught.value.code == 128 + number
     assert result_of(only_run())["status"] == "killed"
@@ -212,7 +212,7 @@ def test_a_library_that_makes_a_failure_of_a_signal(run, only_run, monkeypatch):
         except BaseException as error:
             raise RuntimeError("cannot load") from error
 
-    monkeypatch.setattr(one_model, "load_language_model", load)
+    monkeypatch.setattr(study, "load_language_model", load)
     with pytest.raises(Interrupted, match="stopped by SIGTERM: continue with resume=auto"):
         run(*STUDY)
     assert result_of(only_run())["status"] == "killed"
@@ -331,7 +331,10 @@ def test_damaged_documents_samples_and_curves_are_written_anew(run, run_once, on
     stop("samples.max_new_tokens=2")
     for name in ("documents.json", "samples.json", "curves.jsonl"):
         (only_run() / name).write_text(content + "\n", errors="surrogateescape")
-    folder, straight = run(*STUDY, "samples.max_new_tokens=2", "resume=auto"), run_once(*STUDY, "samples.max_new_tokens=2")
+    folder, straight = (
+        run(*STUDY, "samples.max_new_tokens=2", "resume=auto"),
+        run_once(*STUDY, "samples.max_new_tokens=2"),
+    )
     assert folder == only_run()
     assert read_documents(folder, "baseline/") == read_documents(straight, "baseline/")
     assert result_of(folder)["metrics"]["val/ppl_ratio_low"] == result_of(straight)["metrics"]["val/ppl_ratio_low"]

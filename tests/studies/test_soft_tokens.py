@@ -9,7 +9,9 @@ import score
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
+from lightning_modules.config import TrainerSettings
 from lightning_modules.hidden_states.frozen_states import FrozenStates
+from lightning_modules.soft_tokens.compression import CompressionModule
 from lightning_modules.training.trainer import evaluate
 from registries import UserError
 from studies.config.compose import compose
@@ -107,7 +109,7 @@ def test_it_is_loaded_as_it_was_scored(finished):
     module = load_module(folder)
     data = build_data_module(result["config"], module.tokenizer)
     module.measure(data.token_bytes)
-    scores = evaluate(module, data.loader("validation"), result["config"]["trainer"])
+    scores = evaluate(module, data.loader("validation"), TrainerSettings.read(result["config"]["trainer"]))
     assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
     assert module.source_model.config.model_type == "phi"
 
@@ -198,7 +200,7 @@ def test_replacement_applies_to_the_target(run):
 
 def test_build_module_has_both_models(small):
     module = build_module(train.compose(small(*SMALL)))
-    assert module.source_model.config.model_type == "phi" and module.form == "soft"
+    assert module.source_model.config.model_type == "phi" and isinstance(module, CompressionModule)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_runs_that_did_not_finish_are_told(runs, tmp_path):
 def test_the_last_loss_of_a_failed_run_does_not_count(runs, tmp_path):
     failed = {**result("mlp", 1e-3, 2, 0.5), "status": "failed"}  # it had been scored before it failed
     best = group([*runs, (tmp_path, failed)])[0]
-    assert best.metric("val/loss") == [1.7, 1.8] and best.others == ["failed"]
+    assert best.metric("val/loss") == [1.7, 1.8] and best.unfinished == ["failed"]
     (only,) = group([(tmp_path, failed)])
     assert only.mean("val/loss") is None
 

@@ -14,10 +14,13 @@ import studies.two_models as two_models
 import train
 from data_modules import build_data_module
 from lightning_modules import build_module, load_module
+from lightning_modules.config import TrainerSettings, read_config
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.options import plain, resolve_sites
 from lightning_modules.training.trainer import evaluate
+from lightning_modules.two_models.cross_model import CrossModelModule
+from lightning_modules.two_models.sites import resolve_sites
 from registries import UserError
+from studies import study
 from studies.config.compose import compose
 from studies.run.curves import read_curves
 
@@ -113,13 +116,13 @@ class TestFinishedRun:
                 for split in ("train", "validation", "test")
             }
         target = torch.cat([states.target[states.paired] for _, states in found["train"]]).double()
-        torch.testing.assert_close(module.bridge_at(site).mean.double(), target.mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(module.bridges[site].mean.double(), target.mean(0), rtol=1e-4, atol=1e-6)
         for prefix, split in (("val/", "validation"), ("test/", "test")):
             true = torch.cat([states.target[states.paired] for _, states in found[split]]).double()
             translated = torch.cat([rows[states.paired] for rows, states in found[split]]).double()
             share = 1 - (translated - true).square().sum() / (true - true.mean(0)).square().sum()
             assert metrics[f"{prefix}r2"] == pytest.approx(share.item(), rel=1e-4, abs=1e-6)
-            scores = evaluate(module, data.loader(split), result["config"]["trainer"])
+            scores = evaluate(module, data.loader(split), TrainerSettings.read(result["config"]["trainer"]))
             assert metrics[f"{prefix}loss"] == pytest.approx(scores["loss"], rel=1e-6)
 
     def test_the_source_is_scored_by_its_own_tokens_and_their_bytes(self, finished):
@@ -144,7 +147,7 @@ class TestFinishedRun:
         cfg = result["config"]
         data = build_data_module(cfg, module.tokenizer)
         module.measure(data.token_bytes)
-        scores = evaluate(module, data.loader("validation"), cfg["trainer"])
+        scores = evaluate(module, data.loader("validation"), TrainerSettings.read(cfg["trainer"]))
         assert scores["loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-6)
         assert module.source_model.config.model_type == "phi"
         assert len(module.source_tokenizer) == 2048
@@ -173,7 +176,7 @@ class TestFinishedRun:
 
 def test_layers_are_paired_in_the_order_of_their_lists(small):
     lines = ["adapter=ridge", "model@source=tiny_phi", "model=random", "model.num_layers=4", "adapter.layers=[3,1]"]
-    sites = lambda *more: resolve_sites(plain(train.compose(small(*lines, *more))), 4, 4)  # noqa: E731
+    sites = lambda *more: resolve_sites(read_config(train.compose(small(*lines, *more))).adapter, 4, 4)  # noqa: E731
     assert sites("adapter.source_layers=[1,-1]") == [(1, 3), (4, 1)]
     assert sites("adapter.source_layers=[2,2]") == [(2, 3), (2, 1)]
     assert sites("adapter.source_layers=2-3") == [(2, 3), (3, 1)]
@@ -230,7 +233,7 @@ def test_the_other_direction(run):
 
 def test_build_module_has_both_models(small):
     module = build_module(train.compose(small(*PAIR)))
-    assert module.source_model.config.model_type == "phi" and module.crossing
+    assert module.source_model.config.model_type == "phi" and isinstance(module, CrossModelModule)
     assert module.adapter.map.weight.shape == (256, 64)
 
 
@@ -359,7 +362,7 @@ def test_replacement_and_placement_apply_to_the_target(run):
     module = load_module(folder)
     data = build_data_module(result["config"], module.tokenizer)
     module.measure(data.token_bytes)
-    scores = evaluate(module, data.loader("validation"), result["config"]["trainer"])
+    scores = evaluate(module, data.loader("validation"), TrainerSettings.read(result["config"]["trainer"]))
     assert scores["loss"] == pytest.approx(metrics["val/loss"], rel=1e-5)
 
 
@@ -404,7 +407,7 @@ def test_wrong_configs_are_told(small, lines, message):
 
 @pytest.mark.parametrize("dataset", ["periodic", "alpaca"])
 def test_data_that_another_tokenizer_cannot_read_is_told_before_models_are_loaded(run, dataset, monkeypatch, tmp_path):
-    monkeypatch.setattr(two_models, "load_language_model", None)
+    monkeypatch.setattr(study, "load_language_model", None)
     lines = [f"dataset={dataset}", "dataset.train_size=4", "dataset.block_size=64"]
     if dataset == "alpaca":
         records = [{"instruction": f"say {index}", "input": "", "output": f"it is {index}"} for index in range(60)]
@@ -435,7 +438,7 @@ def test_a_component_of_a_plugin_needs_no_yaml(forked, here, small, tmp_path):
     assert (
         torch.tensor(result_of(next((tmp_path / "outputs" / "runs").iterdir()))["config"]["adapter"]["factor"]) == 0.25
     )
-    assert plain(train.compose(small("adapter=linear")))["source"]["name"] == "tiny_phi"
+    assert read_config(train.compose(small("adapter=linear"))).source.name == "tiny_phi"
 
 
 def test_no_other_text_is_no_control(run, capsys):

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import GIGABYTE, ActivationCache, state_key
 from registries import UserError
 from registries.partial_files import machine
@@ -20,7 +21,8 @@ from registries.partial_files import machine
 Usage = namedtuple("Usage", "total used free")
 WIDTH, LENGTH = 64, 5
 ENTRY_BYTES = LENGTH * WIDTH * 4
-BLOCKS = torch.arange(4 * LENGTH).view(4, LENGTH)
+BLOCKS = ModelInput(torch.arange(4 * LENGTH).view(4, LENGTH))
+OTHER_BLOCKS = ModelInput(BLOCKS.tokens + 100)
 
 
 class Counting:
@@ -30,8 +32,8 @@ class Counting:
         self.keys, self.dtype, self.seen = keys, dtype, []
 
     def __call__(self, block):
-        self.seen.append(block.clone())
-        states = block[..., None].float() + torch.arange(WIDTH) / 7
+        self.seen.append(ModelInput(block.tokens.clone()))
+        states = block.tokens[..., None].float() + torch.arange(WIDTH) / 7
         return {name: (states * (index + 1)).to(self.dtype) for index, name in enumerate(self.keys)}
 
 
@@ -80,17 +82,18 @@ def test_an_entry_is_computed_once_and_read_back_equal(dtype, cache):
 )
 def test_any_batches_give_what_is_computed_row_by_row(rows, enabled, cache):
     """Rows that repeat within a batch or between batches included, with the cache and without it."""
-    input_ids, compute = torch.tensor(rows), Counting(["a"])
-    got = cache(enabled=enabled).fetch(["a"], input_ids, compute)["a"]
-    assert got.equal(torch.cat([Counting(["a"])(row[None])["a"] for row in input_ids]))
+    batch, compute = ModelInput(torch.tensor(rows)), Counting(["a"])
+    got = cache(enabled=enabled).fetch(["a"], batch, compute)["a"]
+    assert got.equal(torch.cat([Counting(["a"])(row)["a"] for row in batch.rows()]))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_compute_is_always_called_with_one_block(enabled, cache):
     compute = Counting(["a"])
     cache(enabled=enabled).fetch(["a"], BLOCKS, compute)
-    assert [block.shape for block in compute.seen] == [(1, LENGTH)] * 4
-    assert torch.cat(compute.seen).equal(BLOCKS)
+    seen = [block.tokens for block in compute.seen]
+    assert [tokens.shape for tokens in seen] == [(1, LENGTH)] * 4
+    assert torch.cat(seen).equal(BLOCKS.tokens)
 
 
 def test_without_the_cache_the_result_is_the_same_and_nothing_is_written(cache, tmp_path):
@@ -98,7 +101,7 @@ def test_without_the_cache_the_result_is_the_same_and_nothing_is_written(cache, 
     kept = cache().fetch(["a", "b"], BLOCKS, compute)
     shutil.rmtree(tmp_path / "activations")
     off = cache(enabled=False)
-    assert not off.reserve(["a", "b"], BLOCKS, 4, ENTRY_BYTES)
+    assert not off.reserve(["a", "b"], BLOCKS.rows(), 4, ENTRY_BYTES)
     for _ in range(2):
         computed = off.fetch(["a", "b"], BLOCKS, compute)
         assert all(computed[where].equal(kept[where]) for where in kept)
@@ -114,13 +117,13 @@ def test_another_place_is_another_entry(cache):
     assert both["b"].equal(Counting(["a", "b"])(BLOCKS)["b"])
 
 
-@pytest.mark.parametrize("other", [BLOCKS + 1, BLOCKS[:, :-1], BLOCKS.flip(1)])
+@pytest.mark.parametrize("other", [BLOCKS.tokens + 1, BLOCKS.tokens[:, :-1], BLOCKS.tokens.flip(1)])
 def test_other_tokens_are_other_entries(other, cache):
     compute = Counting(["a"])
     cache().fetch(["a"], BLOCKS, compute)
-    got = cache().fetch(["a"], other, compute)["a"]
+    got = cache().fetch(["a"], ModelInput(other), compute)["a"]
     assert len(compute.seen) == 8
-    assert got.equal(Counting(["a"])(other)["a"])
+    assert got.equal(Counting(["a"])(ModelInput(other))["a"])
 
 
 def test_only_what_is_missing_is_written(cache, tmp_path):
@@ -221,7 +224,7 @@ def test_no_flipped_bit_is_believed(cache, tmp_path):
 
 def test_what_does_not_fit_is_not_kept_and_nothing_breaks(cache, tmp_path):
     small, compute = cache(small_limit(2)), Counting(["a", "b"])
-    assert not small.reserve(["a", "b"], BLOCKS, 4, ENTRY_BYTES)
+    assert not small.reserve(["a", "b"], BLOCKS.rows(), 4, ENTRY_BYTES)
     for _ in range(2):
         got = small.fetch(["a", "b"], BLOCKS, compute)
         assert got["b"].equal(Counting(["a", "b"])(BLOCKS)["b"])
@@ -231,13 +234,13 @@ def test_what_does_not_fit_is_not_kept_and_nothing_breaks(cache, tmp_path):
 
 def test_what_does_not_fit_removes_nothing(cache, tmp_path):
     cache().fetch(["a"], BLOCKS, Counting(["a"]))
-    assert not cache(small_limit(4)).reserve(["b"], BLOCKS, 100, ENTRY_BYTES)
+    assert not cache(small_limit(4)).reserve(["b"], BLOCKS.rows(), 100, ENTRY_BYTES)
     assert len(files(tmp_path)) == 4
 
 
 def test_what_fits_is_kept(cache, tmp_path):
     enough, compute = cache(small_limit(4)), Counting(["a"])
-    assert enough.reserve(["a"], BLOCKS, 4, ENTRY_BYTES)
+    assert enough.reserve(["a"], BLOCKS.rows(), 4, ENTRY_BYTES)
     enough.fetch(["a"], BLOCKS, compute)
     assert len(files(tmp_path)) == 4
 
@@ -245,8 +248,8 @@ def test_what_fits_is_kept(cache, tmp_path):
 def test_a_later_stage_that_fits_is_kept_as_reserve_says(cache, tmp_path):
     """Two stages of a run share a place; the first sees more blocks than there is room for, the second does not."""
     shared, compute = cache(small_limit(2)), Counting(["a"])
-    assert not shared.reserve(["a"], BLOCKS, 4, ENTRY_BYTES)
-    assert shared.reserve(["a"], BLOCKS, 2, ENTRY_BYTES)
+    assert not shared.reserve(["a"], BLOCKS.rows(), 4, ENTRY_BYTES)
+    assert shared.reserve(["a"], BLOCKS.rows(), 2, ENTRY_BYTES)
     shared.fetch(["a"], BLOCKS[:2], compute)
     assert len(files(tmp_path)) == 2
 
@@ -254,7 +257,7 @@ def test_a_later_stage_that_fits_is_kept_as_reserve_says(cache, tmp_path):
 def test_a_disk_without_room_is_an_error_that_names_sizes_and_remedies(cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, int(0.5 * GIGABYTE)))
     with pytest.raises(UserError) as error:
-        cache(10).reserve(["a", "b"], BLOCKS, 1000, GIGABYTE // 1000)
+        cache(10).reserve(["a", "b"], BLOCKS.rows(), 1000, GIGABYTE // 1000)
     message = str(error.value)
     assert re.search(r"1000 blocks at 2 places take 2.0 GB", message)
     assert "has 0.5 GB left" in message
@@ -266,15 +269,15 @@ def test_a_disk_without_room_is_an_error_that_names_sizes_and_remedies(cache, mo
 def test_large_sizes_are_plain_numbers(cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 120 * GIGABYTE))
     with pytest.raises(UserError, match=r"take 150.0 GB, and .* has 120.0 GB left"):
-        cache(1000).reserve(["a"], BLOCKS, 150, GIGABYTE)
+        cache(1000).reserve(["a"], BLOCKS.rows(), 150, GIGABYTE)
 
 
 def test_what_is_there_already_needs_no_room(cache, monkeypatch):
     cache().fetch(["a"], BLOCKS, Counting(["a"]))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, ENTRY_BYTES))
-    assert cache().reserve(["a"], BLOCKS, 5, ENTRY_BYTES)
+    assert cache().reserve(["a"], BLOCKS.rows(), 5, ENTRY_BYTES)
     with pytest.raises(UserError):
-        cache().reserve(["a"], BLOCKS, 6, ENTRY_BYTES)
+        cache().reserve(["a"], BLOCKS.rows(), 6, ENTRY_BYTES)
 
 
 def test_the_places_used_least_recently_are_evicted_first(cache, tmp_path):
@@ -283,7 +286,7 @@ def test_the_places_used_least_recently_are_evicted_first(cache, tmp_path):
         full.fetch([where], BLOCKS, Counting([where]))
     for seconds, where in enumerate(["newest", "middle", "oldest"]):
         age(full, where, 100 * seconds)
-    assert full.reserve(["new"], BLOCKS, 4, ENTRY_BYTES)
+    assert full.reserve(["new"], BLOCKS.rows(), 4, ENTRY_BYTES)
     assert {folder.name for folder in full.folder.iterdir()} == {"newest", "middle", "new"}
 
 
@@ -292,8 +295,8 @@ def test_asking_for_a_place_is_using_it(cache):
     for seconds, where in ((200, "a"), (100, "b")):
         full.fetch([where], BLOCKS, Counting([where]))
         age(full, where, seconds)
-    assert full.reserve(["a"], BLOCKS, 4, ENTRY_BYTES)
-    assert full.reserve(["new"], BLOCKS, 4, ENTRY_BYTES)
+    assert full.reserve(["a"], BLOCKS.rows(), 4, ENTRY_BYTES)
+    assert full.reserve(["new"], BLOCKS.rows(), 4, ENTRY_BYTES)
     assert {folder.name for folder in full.folder.iterdir()} == {"a", "new"}
 
 
@@ -302,7 +305,7 @@ def test_no_more_is_evicted_than_is_needed(cache):
     for seconds, where in ((300, "a"), (200, "b")):
         full.fetch([where], BLOCKS, Counting([where]))
         age(full, where, seconds)
-    assert full.reserve(["new"], BLOCKS, 4, ENTRY_BYTES)
+    assert full.reserve(["new"], BLOCKS.rows(), 4, ENTRY_BYTES)
     assert {folder.name for folder in full.folder.iterdir()} == {"a", "b", "new"}
 
 
@@ -311,7 +314,7 @@ def test_what_is_asked_for_is_never_evicted(cache, tmp_path):
     for seconds, where in ((300, "a"), (100, "b")):
         full.fetch([where], BLOCKS, Counting([where]))
         age(full, where, seconds)
-    assert full.reserve(["a", "c"], BLOCKS, 4, ENTRY_BYTES)  # "a" is the oldest
+    assert full.reserve(["a", "c"], BLOCKS.rows(), 4, ENTRY_BYTES)  # "a" is the oldest
     compute = Counting(["a"])
     full.fetch(["a"], BLOCKS, compute)
     assert compute.seen == []
@@ -322,11 +325,11 @@ def test_the_limit_holds_when_a_place_has_entries_of_other_blocks(cache, tmp_pat
     """Two texts, one model: the blocks of the first are no use for the second, and count."""
     limit = small_limit(6)
     first = cache(limit)
-    assert first.reserve(["a"], BLOCKS, 4, ENTRY_BYTES)
+    assert first.reserve(["a"], BLOCKS.rows(), 4, ENTRY_BYTES)
     first.fetch(["a"], BLOCKS, Counting(["a"]))
     second = cache(limit)
-    second.reserve(["a"], BLOCKS + 100, 4, ENTRY_BYTES)
-    second.fetch(["a"], BLOCKS + 100, Counting(["a"]))
+    second.reserve(["a"], OTHER_BLOCKS.rows(), 4, ENTRY_BYTES)
+    second.fetch(["a"], OTHER_BLOCKS, Counting(["a"]))
     assert sum(file.stat().st_size for file in files(tmp_path)) <= limit * GIGABYTE
 
 
@@ -335,8 +338,8 @@ def test_the_disk_must_have_room_for_other_blocks_of_a_place(cache, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 0))
     fresh = cache()
     with pytest.raises(UserError, match="GB left"):
-        fresh.reserve(["a"], BLOCKS + 100, 4, ENTRY_BYTES)
-        fresh.fetch(["a"], BLOCKS + 100, Counting(["a"]))
+        fresh.reserve(["a"], OTHER_BLOCKS.rows(), 4, ENTRY_BYTES)
+        fresh.fetch(["a"], OTHER_BLOCKS, Counting(["a"]))
 
 
 def test_a_place_that_another_run_evicts_is_computed_anew(cache, tmp_path):
@@ -379,7 +382,7 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     """When room is reserved, too: `cache_dir` may lie below a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache_dir"):
-        ActivationCache(tmp_path / "file" / "cache", 1.0).reserve(["a"], BLOCKS, 4, ENTRY_BYTES)
+        ActivationCache(tmp_path / "file" / "cache", 1.0).reserve(["a"], BLOCKS.rows(), 4, ENTRY_BYTES)
 
 
 def test_an_error_in_compute_leaves_nothing(cache, tmp_path):
@@ -430,7 +433,7 @@ def test_an_entry_that_another_run_evicts_at_the_same_time_does_no_harm(cache, m
         unlink(file, *arguments, **options)
 
     monkeypatch.setattr(Path, "unlink", evicted)
-    assert limited.reserve(["a"], BLOCKS + 100, 4, ENTRY_BYTES)
+    assert limited.reserve(["a"], OTHER_BLOCKS.rows(), 4, ENTRY_BYTES)
     assert not list((limited.folder / "a").glob("*.safetensors"))
 
 
@@ -460,7 +463,7 @@ def test_two_threads_that_write_the_same_entry_do_no_harm(cache, tmp_path, monke
 
 def test_a_complete_cache_needs_nothing_to_be_written(cache, monkeypatch):
     compute = Counting(["a"])
-    cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    cache().reserve(["a"], BLOCKS.rows(), len(BLOCKS), ENTRY_BYTES)
     states = cache().fetch(["a"], BLOCKS, compute)
 
     def read_only(*arguments, **options):
@@ -469,7 +472,7 @@ def test_a_complete_cache_needs_nothing_to_be_written(cache, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     for owner, name in ((os, "utime"), (Path, "mkdir"), (Path, "write_bytes"), (Path, "unlink")):
         monkeypatch.setattr(owner, name, read_only)
-    assert cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    assert cache().reserve(["a"], BLOCKS.rows(), len(BLOCKS), ENTRY_BYTES)
     assert cache().fetch(["a"], BLOCKS, compute)["a"].equal(states["a"])
     assert len(compute.seen) == len(BLOCKS)
 
@@ -479,5 +482,5 @@ def test_partial_files_of_killed_processes_are_removed(cache):
     folder.mkdir(parents=True)
     left = folder / f".x.safetensors.999999999-1-{machine()}.partial"
     left.write_bytes(b"half")
-    cache().reserve(["a"], BLOCKS, len(BLOCKS), ENTRY_BYTES)
+    cache().reserve(["a"], BLOCKS.rows(), len(BLOCKS), ENTRY_BYTES)
     assert not left.exists()

@@ -2,12 +2,14 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from data_modules import DATASETS, check
-from data_modules.datasets import instruction_datasets as instructions
+from data_modules import DATASETS, dataset_errors
+from data_modules.datasets import instruction_datasets
 from data_modules.documents import SPLITS
 from data_modules.instruction_blocks import IGNORED
 from registries.registry import UserError
+from studies.config.compose import compose
 
 NAMES = ("alpaca", "alpaca_ja", "dolly15k")
 NO_INPUT = "dataset 'alpaca': 133 of 200 records of records.jsonl have no input"
@@ -73,7 +75,7 @@ def test_the_hubs_train_split_is_read_and_cut(name, monkeypatch):
         asked.append(repository)
         return {"train": [record(index, name) for index in range(200)]}
 
-    monkeypatch.setattr(instructions, "load_from_hub", load)
+    monkeypatch.setattr(instruction_datasets, "load_from_hub", load)
     data = DATASETS.build(name)
     repositories = {
         "alpaca": "tatsu-lab/alpaca",
@@ -94,20 +96,16 @@ def test_templates_are_in_the_language_of_the_dataset():
 @each_name
 def test_the_config_says_what_the_component_says(name):
     """A template that is in both must not become two."""
-    from pathlib import Path
-
-    from omegaconf import OmegaConf
-
-    conf = OmegaConf.load(Path(instructions.__file__).parents[2] / "conf" / "dataset" / f"{name}.yaml")
+    conf = compose([f"dataset={name}"])["dataset"]
     defaults = DATASETS.describe(name)["parameters"]
     assert {key: conf[key] for key in defaults} == defaults
-    assert check(OmegaConf.to_container(conf)) == []
+    assert dataset_errors(OmegaConf.to_container(conf)) == []
 
 
 def test_templates_are_config(build, records):
     module = build("alpaca", path=records, prompt="{instruction}=", prompt_with_input="{input}|{instruction}=")
-    assert module._source.examples["all"][1].prompt == "Count to 1.="
-    assert module._source.examples["all"][3].prompt == "from 3|Count to 3.="
+    assert module._corpus.data.examples["all"][1].prompt == "Count to 1.="
+    assert module._corpus.data.examples["all"][3].prompt == "from 3|Count to 3.="
     assert module.as_prompt("Why?") == "Why?="
 
 
@@ -155,7 +153,7 @@ def test_what_records_of_a_folder_lack_is_told_once(tmp_path, build):
 
 
 def test_splits_are_disjoint_and_complete(alpaca):
-    data = alpaca()._source
+    data = alpaca()._corpus.data
     texts = {split: {each.text for each in data.examples[split]} for split in SPLITS}
     assert all(texts.values())
     assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 200
@@ -216,7 +214,7 @@ def examples_in(module, split, tokenizer):
 @pytest.mark.parametrize("split", [*SPLITS, "all"])
 def test_blocks_hold_the_examples_of_their_split(alpaca, tokenizer, split, packing):
     module = alpaca(packing=packing, batch_size=3)
-    expected = sorted((each.prompt + each.response, each.response) for each in module._source.examples[split])
+    expected = sorted((each.prompt + each.response, each.response) for each in module._corpus.data.examples[split])
     assert sorted(examples_in(module, split, tokenizer)) == expected
     assert (len(module.blocks(split)) < len(expected)) == packing
 
@@ -240,7 +238,7 @@ def test_fewer_examples_are_among_more(alpaca, tokenizer):
 
 def test_a_size_beyond_what_is_there_is_told(alpaca):
     module = alpaca(val_size=1000)
-    there = len(module._source.examples["validation"])
+    there = len(module._corpus.data.examples["validation"])
     description = module.describe()
     assert description["validation"]["examples"] == there
     assert description["warnings"] == [NO_INPUT, f"dataset 'alpaca' has {there} validation examples, not 1000"]
@@ -344,7 +342,7 @@ def test_what_is_too_long_is_told_by_split(alpaca, too_long, told):
             for warning in description["warnings"]
             if f" {split} examples are longer than a block and were left out" in warning
         )
-        assert description[split]["examples"] + left_out == len(module._source.examples[split])
+        assert description[split]["examples"] + left_out == len(module._corpus.data.examples[split])
 
 
 def test_warnings_are_told_once(alpaca):
@@ -408,7 +406,7 @@ def test_a_file_without_the_columns(build, tmp_path):
     path = write(tmp_path / "rows.json", [{"instruction": "a", "reply": "b"}] * 3)
     with pytest.raises(UserError, match="rows.json has no column for the response.*dataset.fields.response=<column>"):
         assert build("alpaca", path=path).train_blocks
-    assert build("alpaca", path=path, fields={"response": "reply"})._source.examples["all"][0].response == "b"
+    assert build("alpaca", path=path, fields={"response": "reply"})._corpus.data.examples["all"][0].response == "b"
 
 
 @each_name
@@ -439,7 +437,7 @@ def test_files_named_for_splits_have_all_of_them(tmp_path, build):
     write(tmp_path / "test.jsonl", [record(index) for index in range(15, 35)])
     module = build("alpaca", path=str(tmp_path), block_size=128, packing=False)
     assert len(module.blocks("all")) == 40
-    prompts = [{each.prompt for each in module._source.examples[split]} for split in SPLITS]
+    prompts = [{each.prompt for each in module._corpus.data.examples[split]} for split in SPLITS]
     assert len(prompts[0]) == 20 and not prompts[0] & (prompts[1] | prompts[2])
     assert any("trained on as well and were left out" in warning for warning in module.warnings)
 
@@ -472,7 +470,7 @@ def test_a_template_may_name_a_field_that_a_record_does_not_have(tmp_path, build
     path = write(tmp_path / "rows.json", rows)
     keys = {"prompt": "{instruction} {input}{kind}: ", "fields": {"kind": "kind"}, "block_size": 64}
     module = build("alpaca", path=path, **keys)
-    assert module._source.examples["all"][3].prompt == "Add 3 sum: "
+    assert module._corpus.data.examples["all"][3].prompt == "Add 3 sum: "
     assert module.as_prompt("Count") == "Count : "
 
 
@@ -480,7 +478,7 @@ def test_whole_prompts_are_left_alone(tmp_path, build):
     rows = [{"text": f"[{index}] go", "output": "x"} for index in range(30)]
     path = write(tmp_path / "rows.json", rows)
     module = build("alpaca", path=path, fields={"prompt": "text"}, prompt="Q {instruction}", block_size=64)
-    assert module._source.examples["all"][3].prompt == "[3] go"
+    assert module._corpus.data.examples["all"][3].prompt == "[3] go"
     assert module.as_prompt("Count") == "Count"
     assert any("holds whole prompts" in warning for warning in module.warnings)
 
@@ -495,7 +493,7 @@ def test_whole_prompts_are_left_alone(tmp_path, build):
     ],
 )
 def test_templates_that_cannot_be_right(keys, message):
-    assert any(message in error for error in check({"name": "alpaca", **keys}))
+    assert any(message in error for error in dataset_errors({"name": "alpaca", **keys}))
 
 
 def test_the_counts_are_of_what_is_scored(alpaca):

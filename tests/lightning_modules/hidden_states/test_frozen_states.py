@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache
 from lightning_modules.hidden_states.frozen_prefix import FrozenPrefix, lowest_layer
 from lightning_modules.hidden_states.frozen_states import FrozenStates
@@ -67,7 +68,7 @@ def cache(tmp_path):
 def test_recorded_calls_have_what_goes_in_and_out_in_a_plain_pass(which, family):
     model = language_model(family, num_layers=3)
     text, paths = tokens(model, 2, 12), [part_path(model, layer, which) for layer in (2, 0)]
-    records, expected = record_calls(model, paths, text), plain_pass(model, paths, text)
+    records, expected = record_calls(model, paths, ModelInput(text)), plain_pass(model, paths, text)
     assert set(records) == set(paths)
     for path in paths:
         assert records[path].input.equal(expected[path][0])
@@ -80,8 +81,8 @@ def test_a_recorded_call_can_be_repeated(which, family):
     """On other hidden states, too: with those of another text it gives what the module makes of them there."""
     model = language_model(family, num_layers=2)
     text, path = tokens(model, 2, 12), part_path(model, 1, which)
-    record = record_calls(model, [path], text)[path]
-    other = record_calls(model, [path], text.flip(1))[path]
+    record = record_calls(model, [path], ModelInput(text))[path]
+    other = record_calls(model, [path], ModelInput(text.flip(1)))[path]
     with torch.no_grad():
         assert difference(record.call(model.get_submodule(path), other.input), other.output) < 1e-6
 
@@ -93,7 +94,7 @@ def test_nothing_runs_after_the_last_recorded_module(family):
     model.get_submodule(part_path(model, 1, "attention")).register_forward_hook(lambda *_: calls.append("attention"))
     model.get_submodule(part_path(model, 2, "attention")).register_forward_pre_hook(lambda *_: calls.append("above"))
     model.get_output_embeddings().register_forward_pre_hook(lambda *_: calls.append("head"))
-    record_calls(model, [part_path(model, layer, "attention") for layer in (0, 1)], tokens(model, 1, 5))
+    record_calls(model, [part_path(model, layer, "attention") for layer in (0, 1)], ModelInput(tokens(model, 1, 5)))
     # In gpt_neox and phi attention and MLP are side by side, in whichever order.
     assert {"attention", "above", "head", 2}.intersection(calls) == {"attention"}
     assert calls.count("attention") == calls.count(0) == 1
@@ -102,18 +103,18 @@ def test_nothing_runs_after_the_last_recorded_module(family):
 def test_a_recording_leaves_no_hooks_and_no_gradients():
     model = language_model("llama").requires_grad_(True)
     path = part_path(model, 0, "attention")
-    record = record_calls(model, [path], tokens(model, 1, 5))[path]
+    record = record_calls(model, [path], ModelInput(tokens(model, 1, 5)))[path]
     assert not record.output.requires_grad
     assert not model.get_submodule(path)._forward_hooks
     with pytest.raises(IndexError):
-        record_calls(model, [path], torch.full((1, 5), 10_000))
+        record_calls(model, [path], ModelInput(torch.full((1, 5), 10_000)))
     assert not model.get_submodule(path)._forward_hooks
 
 
 def test_a_module_that_is_not_called_is_an_error():
     model = language_model("llama")
     with pytest.raises(RuntimeError, match="only .*self_attn.* were called"):
-        record_calls(model, [part_path(model, 0, "attention"), "lm_head"], tokens(model, 1, 5))
+        record_calls(model, [part_path(model, 0, "attention"), "lm_head"], ModelInput(tokens(model, 1, 5)))
 
 
 @each_family
@@ -123,10 +124,10 @@ def test_calls_by_shape_are_those_of_any_text_of_the_shape(family):
     calls, mlps = Calls(model, paths), count_mlps(model)
     for length in (7, 12):
         texts = [tokens(model, 2, length), tokens(model, 2, length).flip(1)]
-        expected = record_calls(model, paths, texts[1])
-        calls(texts[0])
+        expected = record_calls(model, paths, ModelInput(texts[1]))
+        calls(ModelInput(texts[0]))
         mlps.clear()
-        found = calls(texts[1])
+        found = calls(ModelInput(texts[1]))
         assert mlps == []
         for path in paths:
             with torch.no_grad():
@@ -149,7 +150,7 @@ def test_frozen_states_are_those_of_a_plain_pass(dtype, family, cache):
     # Row by row, as they are computed: so that they are the same to the last bit.
     passes = [plain_pass(model, [path for path, _ in wanted.values()], row[None]) for row in text]
     for _ in range(2):
-        found = states(text)
+        found = states(ModelInput(text))
         assert set(found) == set(wanted)
         for name, (path, side) in wanted.items():
             expected = torch.cat([seen[path][("input", "output").index(side)] for seen in passes])
@@ -161,12 +162,12 @@ def test_frozen_states_are_computed_once_per_block(cache):
     model = language_model("llama", num_layers=3)
     calls, text = count_mlps(model), tokens(model, 3, 12)
     wanted = {"in": (part_path(model, 1, "block"), "input"), "out": (part_path(model, 1, "block"), "output")}
-    first = FrozenStates(model, wanted, cache, {"weights": "w"})(text)
+    first = FrozenStates(model, wanted, cache, {"weights": "w"})(ModelInput(text))
     assert calls == [0, 1] * 3
-    again = FrozenStates(model, wanted, cache, {"weights": "w"})(text[[2, 0]])
+    again = FrozenStates(model, wanted, cache, {"weights": "w"})(ModelInput(text[[2, 0]]))
     assert calls == [0, 1] * 3
     assert all(again[name].equal(first[name][[2, 0]]) for name in wanted)
-    FrozenStates(model, wanted, cache, {"weights": "others"})(text)
+    FrozenStates(model, wanted, cache, {"weights": "others"})(ModelInput(text))
     assert calls == [0, 1] * 6
 
 
@@ -185,10 +186,10 @@ def test_states_reserve_what_they_take(dtype, cache, monkeypatch):
     asked = []
     monkeypatch.setattr(cache, "reserve", lambda *arguments: asked.append(arguments))
     states = FrozenStates(model, wanted, cache, {"weights": "w"})
-    blocks = tokens(model, 7, 12)
+    blocks = list(ModelInput(tokens(model, 7, 12)).rows())
     for visits in (5, 100):
         states.reserve(blocks, visits)
-    found = states(tokens(model, 1, 12))["input"]
+    found = states(ModelInput(tokens(model, 1, 12)))["input"]
     places, size = list(states.keys.values()), found.numel() * found.element_size()
     assert asked == [(places, blocks, 5, size), (places, blocks, 7, size)]
 
@@ -232,7 +233,7 @@ def test_reading_back_gives_the_same_logits_and_gradients(num_layers, layer, fam
     prefix = FrozenPrefix(model, workspace)
     assert prefix.layers == layer
     for _ in range(2):
-        with prefix.read_back(text):
+        with prefix.read_back(ModelInput(text)):
             output, found = loss_and_gradients(model, text)
         assert difference(output, expected) < 1e-5
         for name, gradient in gradients.items():
@@ -244,14 +245,14 @@ def test_the_blocks_below_run_once_per_block_of_text(family, prepared):
     model, workspace = prepared(family)
     calls, text = count_mlps(model), tokens(model, 3, 12)
     prefix = FrozenPrefix(model, workspace)
-    with prefix.read_back(text):
+    with prefix.read_back(ModelInput(text)):
         assert calls == [0, 1] * 3
         logits(model, text)
     assert calls == [0, 1] * 3 + [2]
-    with prefix.read_back(text[1:]):
+    with prefix.read_back(ModelInput(text[1:])):
         logits(model, text[1:])
     assert calls == [0, 1] * 3 + [2, 2]
-    with FrozenPrefix(model, workspace).read_back(text):  # of another run
+    with FrozenPrefix(model, workspace).read_back(ModelInput(text)):  # of another run
         logits(model, text)
     assert calls == [0, 1] * 3 + [2, 2, 2]
 
@@ -263,7 +264,7 @@ def test_a_model_is_itself_again_afterwards(failing, family, prepared):
     text = tokens(model, 2, 12)
     expected = logits(model, text)
     prefix = FrozenPrefix(model, workspace)
-    with pytest.raises(KeyError) if failing else torch.no_grad(), prefix.read_back(text):
+    with pytest.raises(KeyError) if failing else torch.no_grad(), prefix.read_back(ModelInput(text)):
         assert logits(model, text.flip(1)).equal(logits(model, text))  # what was read, whatever comes in
         if failing:
             raise KeyError
@@ -282,7 +283,7 @@ def test_a_backward_pass_after_the_context_is_the_same(prepared):
     model.activation_checkpointing_enable({"use_reentrant": False})
     for block in model.model.layers:
         block.training = True
-    with FrozenPrefix(model, workspace).read_back(text):
+    with FrozenPrefix(model, workspace).read_back(ModelInput(text)):
         output = model(input_ids=text, use_cache=False).logits
     calls = count_mlps(model)
     weights = torch.linspace(-1, 1, output.numel()).view_as(output)
@@ -298,9 +299,9 @@ def test_nothing_is_cached_where_the_lowest_layer_or_the_embeddings_train(prepar
         prefix = FrozenPrefix(model, workspace)
         assert prefix.layers == 0 and prefix.states is None
         calls, text = count_mlps(model), tokens(model, 2, 12)
-        prefix.reserve(text, 12)
+        prefix.reserve(list(ModelInput(text).rows()), 12)
         for _ in range(2):
-            with prefix.read_back(text):
+            with prefix.read_back(ModelInput(text)):
                 logits(model, text)
         assert calls == [0, 1, 2] * 2
         assert not workspace.activations.folder.exists()
@@ -387,7 +388,7 @@ def test_lora_below_is_another_place(family, prepared):
             parameter.normal_()
     trained = FrozenPrefix(model, workspace)
     assert len({plain, *prefix.states.keys.values(), *trained.states.keys.values()}) == 3
-    with trained.read_back(text):
+    with trained.read_back(ModelInput(text)):
         found = logits(model, text)
     assert difference(found, logits(model, text)) < 1e-5
 
@@ -408,8 +409,8 @@ def test_the_prefix_of_a_model_with_replaced_layers_below_is_its_own(prepared):
     expected = logits(model, text)
     FrozenStates(
         workspace.original, {"states": ("model.layers.1", "output")}, workspace.activations, workspace.identity
-    )(text)
-    with FrozenPrefix(model, workspace).read_back(text):
+    )(ModelInput(text))
+    with FrozenPrefix(model, workspace).read_back(ModelInput(text)):
         assert difference(logits(model, text), expected) < 1e-5
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from tests.rules import language_model, logits, tokens
@@ -13,7 +14,7 @@ LAYERS = 3
 
 def states_at(model, layer, text):
     path, side = block_entry(model, layer)
-    return getattr(record_calls(model, [path], text)[path], side)
+    return getattr(record_calls(model, [path], ModelInput(text))[path], side)
 
 
 @pytest.mark.each_value

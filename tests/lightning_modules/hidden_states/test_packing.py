@@ -5,12 +5,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_modules import build_data_module
+from data_modules.batches import ModelInput, scored_labels
 from data_modules.blocks import BlockDataset
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.instruction_blocks import IGNORED, assemble
 from lightning_modules.hidden_states.frozen_prefix import FrozenPrefix
 from lightning_modules.hidden_states.frozen_states import FrozenStates
-from lightning_modules.inputs import batch_rows, model_inputs, rows_of, scored_labels
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.training.objectives import EndToEnd, next_token_nll
@@ -71,7 +71,7 @@ def batch_of(blocks, rows=slice(None)):
 
 
 def packed_logits(model, blocks):
-    return logits(model, **model_inputs(batch_rows(batch_of(blocks))))
+    return logits(model, **ModelInput.of(batch_of(blocks)).arguments)
 
 
 def isolation_error(model, rows, blocks):
@@ -155,7 +155,9 @@ def test_packed_blocks_and_single_examples_have_the_same_loss(replacement, famil
         blocks = assemble(rows, SIZE, packing, filler=0)
         scores.append(evaluate(module, DataLoader(BlockDataset(blocks), batch_size), trainer_options))
         sums.append(module.documents.compute())
-    alone = [next_token_nll(module.model, torch.tensor([ids]), torch.tensor([labels])) for ids, labels in rows]
+    alone = [
+        next_token_nll(module.model, ModelInput(torch.tensor([ids])), torch.tensor([labels])) for ids, labels in rows
+    ]
     counts = [sum(label != IGNORED for label in labels[1:]) for _, labels in rows]
     assert scores[0]["loss"] == pytest.approx((sum(alone) / sum(counts)).item(), rel=1e-5)
     for each in scores[1:]:
@@ -184,8 +186,8 @@ def test_a_validation_step_sums_what_single_examples_sum(make_module):
 def test_a_loss_in_chunks_is_the_same(chunk_size):
     model, rows = language_model("llama"), examples()
     batch = batch_of(blocks_of(rows, BINS))
-    total = next_token_nll(model, batch_rows(batch), scored_labels(batch), chunk_size)
-    alone = sum(next_token_nll(model, torch.tensor([ids]), torch.tensor([labels])) for ids, labels in rows)
+    total = next_token_nll(model, ModelInput.of(batch), scored_labels(batch), chunk_size)
+    alone = sum(next_token_nll(model, ModelInput(torch.tensor([ids])), torch.tensor([labels])) for ids, labels in rows)
     assert total.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -275,12 +277,12 @@ def two_readings():
 
 def test_rows_hold_tokens_and_positions():
     tokens, positions = two_readings()
-    assert rows_of(tokens, None) is tokens
-    assert model_inputs(tokens).keys() == {"input_ids"}
-    inputs = model_inputs(rows_of(tokens, positions))
+    assert ModelInput(tokens, None).tokens is tokens
+    assert ModelInput(tokens).arguments.keys() == {"input_ids"}
+    inputs = ModelInput(tokens, positions).arguments
     assert inputs["input_ids"].equal(tokens)
     assert inputs["position_ids"].equal(positions)
-    assert model_inputs(batch_rows({"input_ids": tokens}))["input_ids"] is tokens
+    assert ModelInput.of({"input_ids": tokens}).arguments["input_ids"] is tokens
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral, sliding"])
@@ -289,15 +291,15 @@ def test_the_cache_keeps_readings_of_the_same_tokens_apart(family, cache):
     tokens, positions = two_readings()
     path = f"{architecture_of(model.config.model_type).blocks}.0"
     states = FrozenStates(model, {"out": (path, "output")}, cache, {"weights": "these"})
-    rows = rows_of(tokens, positions)
-    assert states.reserve(rows, 2)
+    rows = ModelInput(tokens, positions)
+    assert states.reserve(list(rows.rows()), 2)
     first = states(rows)["out"]
     assert difference(first[0, 10:], first[1, 10:]) > 1e-3
     assert len(list(cache.folder.rglob("*.safetensors"))) == 2
-    again = states(rows.flip(0))["out"].flip(0)
+    again = states(rows[torch.tensor([1, 0])])["out"].flip(0)
     assert again.equal(first)
-    torch.testing.assert_close(first[1, :10], states(tokens[:1, :10])["out"][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first[1, 10:], states(tokens[:1, 10:])["out"][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first[1, :10], states(ModelInput(tokens[:1, :10]))["out"][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first[1, 10:], states(ModelInput(tokens[:1, 10:]))["out"][0], rtol=1e-4, atol=1e-5)
 
 
 def test_text_and_a_single_example_are_computed_apart_and_agree(cache):
@@ -305,8 +307,8 @@ def test_text_and_a_single_example_are_computed_apart_and_agree(cache):
     model = language_model("llama")
     tokens, positions = two_readings()
     states = FrozenStates(model, {"out": ("model.layers.1", "output")}, cache, {"weights": "these"})
-    plain = states(tokens[:1])["out"]
-    torch.testing.assert_close(states(rows_of(tokens, positions)[:1])["out"], plain, rtol=1e-5, atol=1e-6)
+    plain = states(ModelInput(tokens[:1]))["out"]
+    torch.testing.assert_close(states(ModelInput(tokens, positions)[:1])["out"], plain, rtol=1e-5, atol=1e-6)
     assert len(list(cache.folder.rglob("*.safetensors"))) == 2
 
 
@@ -315,14 +317,14 @@ def test_a_teacher_reads_each_example_by_itself(cached, make_module, make_stage)
     module = make_module("toroidal")
     tokens, positions = two_readings()
     teacher = Teacher(make_stage(module, "kl", cache=cached).workspace)
-    rows = rows_of(tokens, positions)
-    teacher.reserve(rows, 2)
+    rows = ModelInput(tokens, positions)
+    teacher.reserve(list(rows.rows()), 2)
     for _ in range(2):
         states = teacher.final_states(rows)
         whole, parts = states
-        torch.testing.assert_close(whole, teacher.final_states(tokens[:1])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole, teacher.final_states(ModelInput(tokens[:1]))[0], rtol=1e-4, atol=1e-5)
         for piece in (slice(0, 10), slice(10, 24)):
-            alone = teacher.final_states(tokens[:1, piece])[0]
+            alone = teacher.final_states(ModelInput(tokens[:1, piece]))[0]
             torch.testing.assert_close(parts[piece], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -338,11 +340,11 @@ def test_layers_below_what_trains_are_read_back_by_positions_too(cached, family,
     prefix = FrozenPrefix(module.model, workspace)
     assert prefix.layers == 1
     for order in ([0, 1], [1, 0], [1, 1], [0, 1]):
-        rows = rows_of(tokens, positions)[order]
+        rows = ModelInput(tokens, positions)[order]
         with torch.no_grad():
-            expected = module.model(**model_inputs(rows), use_cache=False).logits
+            expected = module.model(**rows.arguments, use_cache=False).logits
             with prefix.read_back(rows):
-                found = module.model(**model_inputs(rows), use_cache=False).logits
+                found = module.model(**rows.arguments, use_cache=False).logits
         assert difference(found, expected) <= ALLOWED
 
 

@@ -8,13 +8,13 @@ from torch import nn
 
 import train
 from lightning_modules import build_module
-from lightning_modules.soft_tokens.compression import COMPRESSOR, CompressionTraining, Form
+from lightning_modules.soft_tokens.compression import COMPRESSOR, CompressionTraining, ContinuationModule, Form
 from registries import COMPRESSORS
 from tests.rules import logits
 
 CONTEXT, TOKENS, LENGTH = 20, 4, 32
 
-each_form = pytest.mark.parametrize("form", get_args(Form))
+each_form = pytest.mark.parametrize("form", ["soft", *get_args(Form)])
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def make(small):
     return make
 
 
+def in_form(module, form):
+    """The module itself for soft tokens, else a module of the same target that gets the context in this form."""
+    return module if form == "soft" else ContinuationModule(module, CONTEXT, TOKENS, form)
+
+
 def text_blocks(module, count=2):
     """(count, LENGTH) tokens of English, each block of other sentences."""
     text = " ".join(f"the file number {index} of the class is read by the function" for index in range(20))
@@ -43,8 +48,8 @@ def text_blocks(module, count=2):
 @each_form
 def test_a_token_of_the_continuation_changes_nothing_before_it(make, form):
     """The source reads the context alone: what it has read reaches every token of the continuation."""
-    module = make()
-    module.form, blocks = form, text_blocks(module)
+    module = in_form(make(), form)
+    blocks = text_blocks(module)
     with torch.no_grad():
         before = module.continuation_logits(blocks)
         assert before.shape[:2] == (2, LENGTH - CONTEXT)
@@ -76,9 +81,8 @@ def test_each_form_shows_what_it_says(make):
     blocks = text_blocks(module)
     shown = {"text": blocks, "truncated": blocks[:, CONTEXT - TOKENS :], "nothing": blocks[:, CONTEXT:]}
     for form, read in shown.items():
-        module.form = form
         with torch.no_grad():
-            found = module.continuation_logits(blocks)
+            found = in_form(module, form).continuation_logits(blocks)
         expected = logits(module.model, read)[:, -(LENGTH - CONTEXT) :]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -90,17 +94,17 @@ def test_soft_tokens_stand_where_the_truncated_text_would(make):
     last = embed(blocks[:, CONTEXT - TOKENS : CONTEXT]).detach()
     module.model.get_submodule(COMPRESSOR).forward = lambda states, mask: last
     found = {}
-    for module.form in ("soft", "truncated"):
+    for form in ("soft", "truncated"):
         with torch.no_grad():
-            found[module.form] = module.continuation_logits(blocks)
+            found[form] = in_form(module, form).continuation_logits(blocks)
     torch.testing.assert_close(found["soft"], found["truncated"], rtol=1e-5, atol=1e-5)
 
 
 @each_form
 def test_only_the_continuation_is_scored_without_its_first_token(make, form):
     """Every form on the same tokens."""
-    module = make()
-    module.form, blocks = form, text_blocks(module)
+    module = in_form(make(), form)
+    blocks = text_blocks(module)
     with torch.no_grad():
         probabilities = module.continuation_logits(blocks).double().log_softmax(-1)
     targets = blocks[:, CONTEXT + 1 :]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.surgery.twins import separate
@@ -142,7 +143,7 @@ def test_no_gradient_crosses_groups(inputs, operate):
     together = {name: parameter.grad.clone() for name, parameter in stage.parameters(model).items()}
     original = block_states(stage.workspace.original, text)
     fed = original if inputs == "original" else block_states(model, text)
-    calls = record_calls(stage.workspace.original, [f"model.layers.{layer}" for layer in (0, 1, 3)], text)
+    calls = record_calls(stage.workspace.original, [f"model.layers.{layer}" for layer in (0, 1, 3)], ModelInput(text))
     for layer in (0, 1, 3):
         model.zero_grad()
         alone = calls[f"model.layers.{layer}"].call(blocks_of(model)[layer], fed[layer])
@@ -263,4 +264,4 @@ def test_room_is_reserved_for_the_ends_of_groups_that_are_needed(operate, monkey
         )
         stage.start(model)
         ((wanted, blocks, entries, size),) = asked
-        assert (len(set(wanted)), entries, size) == (places, 6, blocks.shape[1] * 64 * 4)
+        assert (len(set(wanted)), entries, size) == (places, 6, blocks[0].tokens.shape[1] * 64 * 4)

@@ -10,7 +10,7 @@ from annotated_types import Gt
 
 from lightning_modules.training.objectives import EndToEnd
 from lightning_modules.stages import STAGES, Loss, Workspace
-from lightning_modules.surgery import attention_parameters
+from lightning_modules.surgery.trained_parameters import attention_parameters
 
 
 @STAGES.register("outputs_only")

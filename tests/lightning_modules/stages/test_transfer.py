@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.stages import STAGES
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
@@ -50,7 +51,7 @@ def test_the_loss_is_the_weighted_relative_error(family, operate):
     text = tokens(model, 2, 12)
     original = stage.workspace.original
     given, target = outputs_of_attention(original, text)[1]
-    call = record_calls(original, [architecture_of(original.config.model_type).attention_path(1)], text)
+    call = record_calls(original, [architecture_of(original.config.model_type).attention_path(1)], ModelInput(text))
     with torch.no_grad():
         output = next(iter(call.values())).call(layers_of(model)[1], given)
     expected = 0.0

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_modules.batches import ModelInput
 from lightning_modules.surgery.layer_scores import feature_norm, measure_scores
 from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.training.objectives import next_token_nll
@@ -25,7 +26,7 @@ def batches():
 
 def mean_loss(model, batch):
     ids = batch["input_ids"]
-    return next_token_nll(model, ids, ids) / ids[:, 1:].numel()
+    return next_token_nll(model, ModelInput(ids), ids) / ids[:, 1:].numel()
 
 
 def measure(score, model, batches, roles=("attention", "mlp")):

@@ -7,6 +7,7 @@ from peft import PeftModel
 
 import score
 import train
+from data_modules.batches import ModelInput
 from lightning_modules import load_module
 from lightning_modules.surgery.lora import lora_parameters, merge, place_lora, plain_weights
 from lightning_modules.surgery.peft_folder import load_lora_folder, save_lora_folder
@@ -46,7 +47,7 @@ def batches():
 
 def mean_loss(model, batch):
     ids = batch["input_ids"]
-    return next_token_nll(model, ids, ids) / ids[:, 1:].numel()
+    return next_token_nll(model, ModelInput(ids), ids) / ids[:, 1:].numel()
 
 
 def put(model, name="hybrid", variant="lora", init="kaiming", **options):
@@ -170,14 +171,14 @@ def test_the_original_stays_as_it_is(family, init):
 @each_init
 def test_the_original_of_a_study_stays_as_it_is(init, small):
     from data_modules import build_data_module
+    from lightning_modules.config import read_config
     from lightning_modules.load import load_language_model, operate
-    from lightning_modules.options import model_loader, plain
 
-    cfg = plain(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
-    source = model_loader(cfg)
-    module = load_language_model(cfg, source, source.tokenizer())
+    cfg = read_config(train.compose(small("placement=all_linear", "placement.rank=4", f"placement.init={init}")))
+    loader = cfg.model_loader()
+    module = load_language_model(cfg, loader, loader.tokenizer())
     before = logits(module.original, text_of(module.model))
-    operate(module, cfg, build_data_module(cfg, module.tokenizer))
+    operate(module, cfg, build_data_module(cfg.plain, module.tokenizer))
     assert difference(logits(module.model, text_of(module.model)), before) < 1e-5
     learn(module.model)
     assert logits(module.original, text_of(module.model)).equal(before)

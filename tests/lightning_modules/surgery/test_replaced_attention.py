@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from lightning_modules.surgery.replaced_attention import bias_range, replace_attention
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.surgery.twins import separate, twin
-from registries import UserError
+from registries import ATTENTION, UserError
 from registries.architectures import architecture_of
 from tests.rules import difference, language_model, logits, tokens
 
@@ -196,3 +197,28 @@ def test_a_bias_that_forbids_has_no_range_and_a_core_without_one_neither():
     replace_attention(model, "standard", [1])
     assert bias_range(model, [0], 20) == 0
     assert bias_range(model, [1], 20) is None
+
+
+class Learned(nn.Module):
+    """A core of a user's, with names of its own for what it holds."""
+
+    own_positions = keeps_function = False
+
+    def __init__(self, shape, position: str = "toroidal"):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(shape.num_heads, 1, 1))
+        self.position = position
+        self.notes = ["has heads that learn: slowly"]
+
+    def forward(self, query, key, value, mask, scaling, query_start, key_start):
+        return query + self.bias
+
+
+def test_a_core_may_hold_what_it_likes_and_says_what_it_offers(monkeypatch):
+    ATTENTION.names()  # what comes with the project is registered once and for all
+    monkeypatch.setattr(ATTENTION, "_components", dict(ATTENTION._components))
+    ATTENTION.register("learned")(Learned)
+    model = language_model("gpt2")
+    surgery = replace_attention(model, "learned", [0, 1], options={"position": "toroidal"})
+    assert surgery.notes == ["gpt2 has heads that learn: slowly"]
+    assert bias_range(model, [0, 1], 20) is None

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.surgery.trained_parameters import thaw
 from lightning_modules.surgery.twins import separate
@@ -71,7 +72,7 @@ def compare(make_module):
         separate(module.original, parameters.values())
         thaw(module.model, parameters)
         weights = AttentionWeights(module.original, [layer])
-        record = record_calls(module.original, [path], tokens(module.model, 2, 12))[path]
+        record = record_calls(module.original, [path], ModelInput(tokens(module.model, 2, 12)))[path]
         attention = module.model.get_submodule(path)
         if change:
             change(attention)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_modules.batches import ModelInput
 from lightning_modules.output_head import final_states, output_logits
 from lightning_modules.surgery.trained_parameters import attention_parameters, thaw
 from lightning_modules.surgery.twins import separate
@@ -45,7 +46,7 @@ def test_final_states_through_the_head_are_the_logits(family):
     model = language_model(family)
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        assert output_logits(model, final_states(model, text)).equal(logits(model, text))
+        assert output_logits(model, final_states(model, ModelInput(text))).equal(logits(model, text))
 
 
 def test_logits_are_capped_as_the_model_caps_them():
@@ -53,7 +54,7 @@ def test_logits_are_capped_as_the_model_caps_them():
     model.config.final_logit_softcapping = 0.5
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        found = output_logits(model, final_states(model, text))
+        found = output_logits(model, final_states(model, ModelInput(text)))
     assert found.abs().max() <= 0.5
     assert difference(found, logits(model, text)) < 1e-6
 
@@ -68,7 +69,7 @@ def test_the_next_token_loss_is_that_of_a_plain_loop(family):
     probabilities = logits(model, text).double().softmax(-1)
     expected = -sum(math.log(probabilities[row, t, text[row, t + 1]].item()) for row in range(2) for t in range(11))
     for chunk in (None, *CHUNKS):
-        assert next_token_nll(model, text, text, chunk).item() == pytest.approx(expected, rel=1e-5)
+        assert next_token_nll(model, ModelInput(text), text, chunk).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.each_value
@@ -77,8 +78,8 @@ def test_the_next_token_loss_is_that_of_a_plain_loop(family):
 def test_chunks_change_no_gradient_of_the_next_token_loss(chunk, family):
     model = trained(family)
     text = tokens(model, 2, 12)
-    expected = gradients(next_token_nll(model, text, text), model)
-    same_gradients(gradients(next_token_nll(model, text, text, chunk), model), expected)
+    expected = gradients(next_token_nll(model, ModelInput(text), text), model)
+    same_gradients(gradients(next_token_nll(model, ModelInput(text), text, chunk), model), expected)
 
 
 # Divergence
@@ -99,7 +100,9 @@ def test_the_divergence_follows_its_formula(temperature, family):
     with torch.no_grad():
         expected = kl(logits(model, text), logits(teacher, text), temperature)
         for chunk in (None, *CHUNKS):
-            found = divergence(model, teacher, text, text, final_states(teacher, text), temperature, chunk).item()
+            found = divergence(
+                model, teacher, ModelInput(text), text, final_states(teacher, ModelInput(text)), temperature, chunk
+            ).item()
             assert found == pytest.approx(expected, rel=1e-4)
     assert expected > 1
 
@@ -111,9 +114,9 @@ def test_chunks_change_no_gradient_of_the_divergence(chunk, family):
     model, teacher = trained(family), teacher_of(family)
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        states = final_states(teacher, text)
-    expected = gradients(divergence(model, teacher, text, text, states, 2.0), model)
-    same_gradients(gradients(divergence(model, teacher, text, text, states, 2.0, chunk), model), expected)
+        states = final_states(teacher, ModelInput(text))
+    expected = gradients(divergence(model, teacher, ModelInput(text), text, states, 2.0), model)
+    same_gradients(gradients(divergence(model, teacher, ModelInput(text), text, states, 2.0, chunk), model), expected)
 
 
 @each_family
@@ -123,8 +126,8 @@ def test_a_model_does_not_diverge_from_itself(chunk, family):
     model, text = trained(family), tokens(language_model(family), 2, 12)
     for temperature in (0.5, 1.0, 4.0):
         with torch.no_grad():
-            states = final_states(model, text)
-        loss = divergence(model, language_model(family), text, text, states, temperature, chunk)
+            states = final_states(model, ModelInput(text))
+        loss = divergence(model, language_model(family), ModelInput(text), text, states, temperature, chunk)
         assert abs(loss.item()) < 1e-3
         assert all(gradient.abs().max() < 1e-3 for gradient in gradients(loss, model).values())
 
@@ -133,7 +136,7 @@ def test_the_gradient_of_the_divergence_is_the_difference_of_probabilities():
     """d KL / d logit = temperature * (ours - theirs)."""
     model, teacher = trained("phi"), teacher_of("phi")
     text, temperature = tokens(model, 2, 12), 2.0
-    loss = divergence(model, teacher, text, text, final_states(teacher, text), temperature)
+    loss = divergence(model, teacher, ModelInput(text), text, final_states(teacher, ModelInput(text)), temperature)
     (bias,) = torch.autograd.grad(loss, [model.lm_head.bias])
     ours, theirs = (logits(each, text)[:, :-1].div(temperature).softmax(-1) for each in (model, teacher))
     assert difference(bias, temperature * (ours - theirs).sum((0, 1))) < 1e-4
@@ -143,8 +146,8 @@ def test_the_teacher_gets_no_gradient():
     model, teacher = trained("llama"), teacher_of("llama").requires_grad_(True)
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        states = final_states(teacher, text)
-    divergence(model, teacher, text, text, states, 1.0, 4).backward()
+        states = final_states(teacher, ModelInput(text))
+    divergence(model, teacher, ModelInput(text), text, states, 1.0, 4).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
@@ -152,7 +155,7 @@ def test_the_divergence_from_a_teacher_of_another_width():
     model, teacher = language_model("llama"), language_model("gpt2", hidden_size=32)
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        found = divergence(model, teacher, text, text, final_states(teacher, text))
+        found = divergence(model, teacher, ModelInput(text), text, final_states(teacher, ModelInput(text)))
     assert found.item() == pytest.approx(kl(logits(model, text), logits(teacher, text), 1.0), rel=1e-4)
 
 
@@ -162,12 +165,14 @@ def test_chunks_of_any_size_change_nothing(rows, length, chunk):
     model, teacher = language_model("llama"), teacher_of("llama")
     text = tokens(model, rows, length)
     with torch.no_grad():
-        states = final_states(teacher, text)
-        assert next_token_nll(model, text, text, chunk).item() == pytest.approx(
-            next_token_nll(model, text, text).item(), rel=1e-5
+        states = final_states(teacher, ModelInput(text))
+        assert next_token_nll(model, ModelInput(text), text, chunk).item() == pytest.approx(
+            next_token_nll(model, ModelInput(text), text).item(), rel=1e-5
         )
-        whole = divergence(model, teacher, text, text, states).item()
-        assert divergence(model, teacher, text, text, states, chunk_size=chunk).item() == pytest.approx(whole, rel=1e-4)
+        whole = divergence(model, teacher, ModelInput(text), text, states).item()
+        assert divergence(model, teacher, ModelInput(text), text, states, chunk_size=chunk).item() == pytest.approx(
+            whole, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("chunk", [3, 7])
@@ -175,7 +180,7 @@ def test_chunks_hold_no_more_logits_than_asked_for(chunk):
     model, sizes = trained("llama"), []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     text = tokens(model, 2, 12)
-    next_token_nll(model, text, text, chunk).backward()
+    next_token_nll(model, ModelInput(text), text, chunk).backward()
     assert max(sizes) == chunk
     assert sum(sizes) == 2 * 22  # the backward pass computes them again
 
@@ -184,10 +189,10 @@ def test_rows_at_a_time_through_the_head_and_in_the_cache_change_nothing(monkeyp
     model, teacher, sizes = trained("llama"), teacher_of("llama"), []
     text = tokens(model, 2, 12)
     with torch.no_grad():
-        states = final_states(teacher, text)
+        states = final_states(teacher, ModelInput(text))
     losses = (
-        lambda: next_token_nll(model, text, text),
-        lambda: divergence(model, teacher, text, text, states),
+        lambda: next_token_nll(model, ModelInput(text), text),
+        lambda: divergence(model, teacher, ModelInput(text), text, states),
     )
     whole = [gradients(loss(), model) for loss in losses]
     monkeypatch.setattr("lightning_modules.training.objectives.HEAD_ROWS", 5)
@@ -224,11 +229,11 @@ def test_an_objective_with_cached_layers_is_the_same_as_without(chunk, objective
     model, workspace = prepared(family, chunk=chunk)
     text = tokens(model, 3, 12)
     with torch.no_grad():
-        states = final_states(workspace.original, text)
+        states = final_states(workspace.original, ModelInput(text))
     plain = (
-        next_token_nll(model, text, text)
+        next_token_nll(model, ModelInput(text), text)
         if objective == "next_token"
-        else divergence(model, workspace.original, text, text, states)
+        else divergence(model, workspace.original, ModelInput(text), text, states)
     )
     expected, wanted = plain.item(), gradients(plain, model)
     end_to_end = EndToEnd(model, workspace, 12, objective)

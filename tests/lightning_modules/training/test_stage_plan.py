@@ -9,8 +9,8 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 import train
+from lightning_modules.config import EarlyStoppingSettings, read_config
 from lightning_modules.load import workspace
-from lightning_modules.options import plain
 from lightning_modules.training.stage_plan import build_stages, recovery_plan, trainer_steps, training_notes
 from registries import ATTENTION
 from registries.models.random import RandomModel, byte_tokenizer
@@ -21,7 +21,7 @@ NEXT_TOKEN = {"next_token": {"train": "replaced"}}
 
 
 def config(*overrides):
-    return plain(train.compose(["model=random", "dataset=periodic", *overrides]))
+    return read_config(train.compose(["model=random", "dataset=periodic", *overrides]))
 
 
 # The plan
@@ -75,7 +75,7 @@ def test_what_is_named_is_all_there_is():
     ],
 )
 def test_steps_of_the_trainer(max_steps, max_epochs, blocks, steps):
-    assert trainer_steps({"max_steps": max_steps, "max_epochs": max_epochs}, blocks, 4) == steps
+    assert trainer_steps(SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs), blocks, 4) == steps
 
 
 # What null stands for
@@ -326,9 +326,9 @@ def test_checkpointing_a_core_that_does_not_compute_the_same_twice(restless, rec
 
 def notes_of(steps, batch_size, blocks, scope="model", patience=None, interval=None, max_epochs=None):
     stage = SimpleNamespace(steps=steps, batch_size=batch_size, scope=scope)
-    stopping = {"patience": patience, "min_delta": 0.0}
-    options = {"max_epochs": max_epochs, "early_stopping": stopping, "val_check_interval": interval}
-    return training_notes("kl", stage, options, blocks)
+    stopping = EarlyStoppingSettings(patience=patience, min_delta=0.0)
+    trainer = SimpleNamespace(max_epochs=max_epochs, early_stopping=stopping, val_check_interval=interval)
+    return training_notes("kl", stage, trainer, blocks)
 
 
 @pytest.mark.parametrize(

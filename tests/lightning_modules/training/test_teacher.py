@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.output_head import final_states
 from lightning_modules.training.objectives import EndToEnd
 from lightning_modules.training.teacher import Teacher
@@ -52,19 +53,19 @@ def test_without_a_path_the_teacher_is_the_untouched_model(family, workspace_of)
     module, workspace = workspace_of(family)
     teacher, text = Teacher(workspace), tokens(module.model, 3, 12)
     assert teacher.model is module.original
-    states = teacher.final_states(text)
+    states = teacher.final_states(ModelInput(text))
     with torch.no_grad():
-        assert difference(states, final_states(language_model(family), text)) < 1e-6
-        assert difference(states, final_states(module.model, text)) > 1e-3
+        assert difference(states, final_states(language_model(family), ModelInput(text))) < 1e-6
+        assert difference(states, final_states(module.model, ModelInput(text))) > 1e-3
     assert not states.requires_grad
 
 
 def test_final_states_are_computed_once_per_block(workspace_of):
     module, workspace = workspace_of()
     calls, text = body_calls(module.original), tokens(module.model, 3, 12)
-    first = Teacher(workspace).final_states(text)
+    first = Teacher(workspace).final_states(ModelInput(text))
     assert len(calls) == 3
-    again = Teacher(workspace).final_states(text[[2, 0, 2]])  # of another run, or another stage
+    again = Teacher(workspace).final_states(ModelInput(text[[2, 0, 2]]))  # of another run, or another stage
     assert len(calls) == 3
     assert again.equal(first[[2, 0, 2]])
 
@@ -74,10 +75,10 @@ def test_final_states_reserve_what_they_take(dtype, workspace_of, monkeypatch):
     module, workspace = workspace_of(dtype=dtype)
     teacher, asked = Teacher(workspace), []
     monkeypatch.setattr(workspace.activations, "reserve", lambda *arguments: asked.append(arguments))
-    blocks = tokens(module.model, 7, 12)
+    blocks = list(ModelInput(tokens(module.model, 7, 12)).rows())
     for visits in (5, 100):
         teacher.reserve(blocks, visits)
-    states = teacher.final_states(tokens(module.model, 1, 12))
+    states = teacher.final_states(ModelInput(tokens(module.model, 1, 12)))
     assert states.dtype == dtype
     size = states.numel() * states.element_size()
     assert asked == [([teacher.key], blocks, 5, size), ([teacher.key], blocks, 7, size)]
@@ -104,8 +105,10 @@ def test_a_teacher_from_a_folder(dtype, family, workspace_of, folder_of):
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     with torch.no_grad():
-        expected = torch.cat([final_states(other.to(dtype), row[None]) for row in text])
-    assert difference(teacher.final_states(text).float(), expected.float()) < (1e-6 if dtype == torch.float32 else 0.05)
+        expected = torch.cat([final_states(other.to(dtype), row) for row in ModelInput(text).rows()])
+    assert difference(teacher.final_states(ModelInput(text)).float(), expected.float()) < (
+        1e-6 if dtype == torch.float32 else 0.05
+    )
 
 
 def test_the_states_of_two_teachers_are_not_mixed_up(workspace_of, folder_of):
@@ -118,7 +121,7 @@ def test_the_states_of_two_teachers_are_not_mixed_up(workspace_of, folder_of):
     for _ in range(2):
         for teacher, model in zip(teachers, [*models, module.original], strict=True):
             with torch.no_grad():
-                assert difference(teacher.final_states(text), final_states(model, text)) < 1e-6
+                assert difference(teacher.final_states(ModelInput(text)), final_states(model, ModelInput(text))) < 1e-6
 
 
 def test_the_same_teacher_in_another_folder_shares_its_states(workspace_of, folder_of):
@@ -135,9 +138,9 @@ def test_the_same_weights_with_another_config_are_another_teacher(workspace_of, 
         model = language_model("llama", seed=3)
         model.config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
         folders.append(folder_of(model, f"theta {theta}"))
-    states = [Teacher(workspace, folder).final_states(text) for folder in folders]
+    states = [Teacher(workspace, folder).final_states(ModelInput(text)) for folder in folders]
     with torch.no_grad():
-        expected = final_states(Teacher(workspace, folders[1]).model, text)
+        expected = final_states(Teacher(workspace, folders[1]).model, ModelInput(text))
     assert difference(states[1], expected) < 1e-6
 
 
@@ -193,5 +196,5 @@ def test_a_teacher_does_not_change_the_model_that_trains(workspace_of, folder_of
     module, workspace = workspace_of()
     text = tokens(module.model, 2, 12)
     before = logits(module.model, text)
-    Teacher(workspace, folder_of(language_model("llama", seed=3))).final_states(text)
+    Teacher(workspace, folder_of(language_model("llama", seed=3))).final_states(ModelInput(text))
     assert logits(module.model, text).equal(before)

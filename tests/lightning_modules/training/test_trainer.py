@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from data_modules.blocks import StepSampler
 from lightning_modules.callbacks.checkpoint import Interrupted
 from lightning_modules.callbacks.early_stopping import BestWeights
 from lightning_modules.callbacks.throughput import WARM_UP_BATCHES, Throughput
+from lightning_modules.config import EarlyStoppingSettings
 from lightning_modules.surgery.trained_parameters import attention_parameters
 from lightning_modules.training.trainer import evaluate, fit
 from registries import UserError
@@ -33,7 +35,7 @@ def train(trainer_options, loader, blocks, make_stage, tmp_path):
         module.begin(name, stage)
         rows = loader(blocks[:8], 2, stage.steps).dataset
         batches = DataLoader(rows, batch_sampler=StepSampler(stage.steps, start, 2))
-        options = trainer_options | options
+        options = replace(trainer_options, **options)
         return fit(module, batches, loader(blocks[8:]), options, tmp_path / folder, logger, callbacks or ())
 
     return train
@@ -63,7 +65,12 @@ def handlers():
 
 def test_a_checkpoint_holds_what_trained_in_plain_types(make_module, train, tmp_path):
     module = make_module("toroidal")
-    train(module, checkpoint_every_n_steps=3, early_stopping={"patience": 2, "min_delta": 0.0}, val_check_interval=2)
+    train(
+        module,
+        checkpoint_every_n_steps=3,
+        early_stopping=EarlyStoppingSettings(patience=2, min_delta=0.0),
+        val_check_interval=2,
+    )
     checkpoint = torch.load(tmp_path / "stage" / "last.ckpt", weights_only=True)
     expected = {f"model.{name}" for name in attention_parameters(module.model, [0, 1])}
     assert set(checkpoint["state_dict"]) == expected
@@ -169,7 +176,12 @@ def test_training_stops_when_the_loss_no_longer_falls_and_ends_with_the_best_wei
     losses, patience, validations, best, make_module, train
 ):
     module, script = make_module("toroidal"), Scripted(losses)
-    train(module, callbacks=[script], val_check_interval=1, early_stopping={"patience": patience, "min_delta": 0.1})
+    train(
+        module,
+        callbacks=[script],
+        val_check_interval=1,
+        early_stopping=EarlyStoppingSettings(patience=patience, min_delta=0.1),
+    )
     assert len(script.seen) == validations
     assert same(weights(module), script.seen[best])
     if best != validations - 1:
@@ -187,7 +199,7 @@ def test_training_that_harms_ends_with_the_weights_that_scored_best(
 
     train(
         module, lr=0.5, callbacks=[Note()], val_check_interval=1,
-        early_stopping={"patience": 3, "min_delta": 0.0},
+        early_stopping=EarlyStoppingSettings(patience=3, min_delta=0.0),
     )  # fmt: skip
     assert evaluate(module, loader(blocks[8:]), trainer_options)["loss"] == pytest.approx(min(scores), rel=1e-6)
 

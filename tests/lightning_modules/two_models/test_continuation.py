@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data_modules.batches import ModelInput
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
 from lightning_modules.two_models.continuation import Continuation
@@ -60,7 +61,7 @@ def test_with_its_own_embeddings_a_model_continues_as_it_does_by_itself(family):
     model = language_model(family, num_layers=LAYERS)
     prompt = tokens(model, 1, PROMPT)
     path, _ = block_entry(model, 0)
-    states = record_calls(model, [path], prompt)[path].input
+    states = record_calls(model, [path], ModelInput(prompt))[path].input
     with torch.no_grad():
         writer, text = Continuation(model, 0), prompt
         token = writer.begin(states, torch.ones_like(prompt)).argmax(-1)

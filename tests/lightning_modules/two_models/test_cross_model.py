@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from data_modules.batches import ModelInput
 from data_modules.caches.activation_cache import ActivationCache
 from data_modules.pairing import Pairing
+from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.hidden_states.frozen_states import model_identity
 from lightning_modules.hidden_states.injection import block_entry, injected
 from lightning_modules.hidden_states.recorded_calls import record_calls
@@ -14,7 +16,8 @@ from lightning_modules.two_models.adapter_training import AdapterTraining
 from lightning_modules.two_models.bridge import Bridge, Measured, measure, together
 from lightning_modules.two_models.bridge_assembly import require_translation
 from lightning_modules.two_models.cross_model import CrossModelModule
-from lightning_modules.two_models.paired_states import PairedStates, ShuffledStates, Site
+from lightning_modules.two_models.paired_states import PairedStates, ShuffledStates
+from lightning_modules.two_models.sites import Site
 from registries import ADAPTERS, UserError
 from registries.model_shape import LengthLimit
 from registries.models.random import byte_tokenizer
@@ -43,12 +46,10 @@ def crossing(cache, sites, adapter, target="llama", source="gpt2", source_tokeni
     same = source is None
     source_model = target_model if same else language_model(source, seed=1, num_layers=LAYERS, vocab_size=2048)
     source_tokenizer = source_tokenizer or (WORDS if same else byte_tokenizer())
-    module = CrossModelModule(target_model, WORDS)
     identities = [model_identity(model) for model in (source_model, target_model)]
     states = PairedStates(
         Pairing(WORDS, source_tokenizer), source_model, target_model, sites, cache, *identities, first_token=first
     )
-    module.bridge(source_model, source_tokenizer, states)
     width = target_model.config.hidden_size
     torch.manual_seed(0)
     bridges = {
@@ -58,8 +59,8 @@ def crossing(cache, sites, adapter, target="llama", source="gpt2", source_tokeni
     for each, measured in measure(states, text_blocks(WORDS)).items():
         bridges[each].take(measured)
         bridges[each].adapter.fit(measured.statistics)
-    module.span(bridges)
-    return module
+    module = CausalLMModule(target_model, WORDS)
+    return CrossModelModule(module, source_model, source_tokenizer, states, bridges)
 
 
 def crossed_logits(module, blocks):
@@ -114,10 +115,12 @@ def test_a_token_does_not_change_what_is_predicted_before_it(cache, adapter, lay
 def test_the_first_token_gets_a_constant_and_unpaired_ones_the_mean(cache):
     module = crossing(cache, [Site(1, 1)], "linear")
     site, blocks = Site(1, 1), text_blocks(WORDS)
-    bridge = module.bridge_at(site)
+    bridge = module.bridges[site]
     translated = module.translate(site, module.read(blocks)[site])
     assert (translated[:, 0] == bridge.first).all()
-    alone = record_calls(module.model, [block_entry(module.model, 1)[0]], torch.tensor([[WORDS.eos_token_id]]))
+    alone = record_calls(
+        module.model, [block_entry(module.model, 1)[0]], ModelInput(torch.tensor([[WORDS.eos_token_id]]))
+    )
     torch.testing.assert_close(bridge.first, alone[block_entry(module.model, 1)[0]].output[0, 0])
     states = module.read(blocks)[site]
     hidden = states._replace(paired=torch.zeros_like(states.paired))
@@ -134,7 +137,7 @@ def test_what_is_measured_of_a_site(cache):
     assert measured.statistics.everything.rows == len(target) <= blocks[:, 1:].numel()
     torch.testing.assert_close(measured.statistics.everything.means()[1], target.mean(0))
     variance = (target - target.mean(0)).square().sum(1).mean().float()
-    torch.testing.assert_close(module.bridge_at(site).variance, variance)
+    torch.testing.assert_close(module.bridges[site].variance, variance)
 
 
 def test_several_sites_are_scored_apart_and_the_loss_is_their_mean(cache):
@@ -146,11 +149,10 @@ def test_several_sites_are_scored_apart_and_the_loss_is_their_mean(cache):
     assert values["val/loss"] == pytest.approx(sum(apart) / 2, rel=1e-5)
 
 
-def test_while_it_does_not_cross_the_target_is_scored_by_itself(cache):
+def test_in_a_module_of_its_own_the_target_is_scored_by_itself(cache):
     module, blocks = crossing(cache, [Site(1, 1)], "mean"), text_blocks(WORDS)[:2]
     crossed = validated(module, blocks)
-    module.crossing = False
-    alone = validated(module, blocks)
+    alone = validated(CausalLMModule(**module.construction()), blocks)
     assert alone["val/loss"] != crossed["val/loss"] and "val/kl" not in alone
 
 
@@ -189,7 +191,7 @@ def test_each_model_reads_each_block_once(cache):
 
 def test_the_source_moves_with_the_module_and_is_neither_trained_nor_saved(cache):
     module = crossing(cache, [Site(1, 1)], "linear")
-    assert module.adapter is module.bridge_at(Site(1, 1)).adapter
+    assert module.adapter is module.bridges[Site(1, 1)].adapter
     module.begin("adapter", TestTraining().stage(module))
     checkpoint = {}
     module.on_save_checkpoint(checkpoint)
@@ -231,7 +233,7 @@ class TestTraining:
         assert whole.count == sum(part.count for part in parts) == len(blocks) * (LENGTH - 1)
         assert whole.total.item() == pytest.approx(sum(part.total.item() for part in parts), rel=1e-5)
         translated = module.translate(Site(1, 1), states)
-        error = (translated - states.target).square().sum(-1)[paired].sum() / module.bridge_at(Site(1, 1)).variance
+        error = (translated - states.target).square().sum(-1)[paired].sum() / module.bridges[Site(1, 1)].variance
         assert whole.total.item() == pytest.approx(error.item(), rel=1e-5)
 
     def test_generation_is_the_next_token_loss(self, cache):
@@ -247,7 +249,7 @@ class TestTraining:
     def test_the_contrastive_loss_of_equal_states_is_chance(self, cache, contrast, candidates):
         module, blocks = crossing(cache, [Site(1, 1)], "linear"), text_blocks(WORDS)
         stage = self.stage(module, alignment_weight=0.0, contrastive_weight=1.0, negatives=7, contrast=contrast)
-        module.bridge_at(Site(1, 1)).adapter = torch.nn.Linear(64, 64)  # the same for all without weights
+        module.bridges[Site(1, 1)].adapter = torch.nn.Linear(64, 64)  # the same for all without weights
         torch.nn.init.zeros_(module.adapter.weight)
         torch.nn.init.ones_(module.adapter.bias)
         states = module.read(blocks)[Site(1, 1)]
@@ -272,7 +274,7 @@ class TestTraining:
         both = self.stage(module).loss(module.model, {"input_ids": blocks}).total
         apart = [crossing(cache, [each], "linear") for each in (Site(0, 1), Site(1, 2))]
         for one, site in zip(apart, (Site(0, 1), Site(1, 2)), strict=True):
-            one.bridge_at(site).load_state_dict(module.bridge_at(site).state_dict())
+            one.bridges[site].load_state_dict(module.bridges[site].state_dict())
         singles = [self.stage(one).loss(one.model, {"input_ids": blocks}).total for one in apart]
         assert both.item() == pytest.approx(sum(each.item() for each in singles) / 2, rel=1e-5)
 

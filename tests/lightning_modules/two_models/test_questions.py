@@ -7,8 +7,8 @@ from data_modules.caches.activation_cache import ActivationCache
 from data_modules.encoding import encode_prompt
 from data_modules.facts import make_questions
 from lightning_modules.two_models import questions as communication
-from lightning_modules.two_models.paired_states import Site
 from lightning_modules.two_models.questions import CONDITIONS, first_token, right_answers
+from lightning_modules.two_models.sites import Site
 from tests.lightning_modules.two_models.test_cross_model import WORDS, crossing, text_blocks
 
 
@@ -57,11 +57,9 @@ def test_noise_is_the_same_every_time(module, questions, monkeypatch):
 
 
 def test_noise_has_the_mean_and_the_size_of_the_targets_states(module, questions, monkeypatch):
-    seen, real = [], communication.begin
+    seen, real = [], module.continuation
     monkeypatch.setattr(
-        communication,
-        "begin",
-        lambda module, site, states, mask: seen.append(states) or real(module, site, states, mask),
+        module, "continuation", lambda site, states, mask: seen.append(states) or real(site, states, mask)
     )
     list(right_answers(module, questions, Site(0, 0), "random"))
     rows = [module.states(block)[Site(0, 0)] for block in text_blocks(WORDS)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from registries import ATTENTION
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape
 
 SHAPE = AttentionShape(num_heads=4, num_kv_heads=2, head_width=16, rotary_width=16)
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_modules.options import surgery_options
 from registries import ATTENTION, UserError
+from registries.option import shared_keys
 from registries.registry import parameters
+from registries.settings import ReplacementSettings
 
 # component -> option -> (a value that is not the default, other options with which it shows)
 EFFECTS = {
@@ -30,7 +31,7 @@ OTHERWISE = {"backend", "dropout", "temperature"}
 def test_every_option_is_tested_here():
     for name, effects in EFFECTS.items():
         assert effects.keys() == parameters(ATTENTION.get(name)).keys() - OTHERWISE - {"shape"}
-    assert not OTHERWISE & parameters(surgery_options).keys()
+    assert not OTHERWISE & set(shared_keys(ReplacementSettings))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lightning_modules.surgery.attention_host import host
 from lightning_modules.surgery.replaced_attention import replace_attention
 from registries import ATTENTION
-from registries.architectures import architecture_of
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape, architecture_of
 from tests import rules
 from tests.rules import ALLOWED, MASK_FORMS, MODELS_UNDER_TEST
 

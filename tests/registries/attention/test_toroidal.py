@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registries import ATTENTION
+from registries.architectures import AttentionShape
 from registries.attention.toroidal import Frequencies, ToroidalDistance, ToroidalPositions, legal_depths, slice_order
-from registries.model_shape import AttentionShape, shape_of
+from registries.model_shape import shape_of
 from registries.models.pretrained import CONFIGS
 
 PERIOD = 16

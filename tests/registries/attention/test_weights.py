@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from registries import ATTENTION
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape
 
 SCALING = 0.25
 PERIOD = 7

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from registries.model_shape import AttentionShape
+from registries.architectures import AttentionShape
 
 
 def seen(core, length):

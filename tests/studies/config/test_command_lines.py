@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from registries.models.converted import ConvertedModel
 from registries.models.pretrained import PretrainedModel
+from registries.option import CONF
 from registries.registry import UserError
 from studies.config.command_line import check_command_line
-from studies.config.plugin_options import CONF
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()

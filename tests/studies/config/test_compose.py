@@ -159,7 +159,7 @@ def test_a_list_of_values_needs_the_sweep_flag():
         (["samples={max_tokens:0}"], ["'samples.max_tokens'", "max_new_tokens"]),
         (["+adapter.batch_size=toroidal"], ["adapter is none"]),
         (["communication=none"], ["communication='none'", "has keys of its own"]),
-        (["trainer.early_stopping=3"], ["early_stopping=3", "dictionary"]),
+        (["trainer.early_stopping=3"], ["early_stopping=3", "has keys of its own"]),
         (["adapter=ridge", "dataset.block_size=abc"], ["block_size='abc'"]),
         (["compressor=pooling", "dataset.block_size=abc"], ["block_size='abc'"]),
         ([*TOROIDAL, "replacement.layers=1.5"], ["layers=1.5"]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from studies.progress import only_results_on_stdout, say, show_folder
 from studies.report import display
 from studies.report.display import cell, ranges, shown_columns
 
@@ -124,11 +125,11 @@ def test_one_document_has_no_interval(printed):
 
 
 def test_within_a_run_only_results_go_to_stdout(capsys):
-    with display.only_results_on_stdout():
+    with only_results_on_stdout():
         print("a library's line")
-        display.say("loading")
-        display.show_folder("outputs/runs/one")
-    display.show_folder("outputs/runs/two")
+        say("loading")
+        show_folder("outputs/runs/one")
+    show_folder("outputs/runs/two")
     printed = capsys.readouterr()
     assert printed.out.splitlines() == ["outputs/runs/one", "outputs/runs/two"]
     assert printed.err.splitlines() == ["a library's line", "loading"]

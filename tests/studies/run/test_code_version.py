@@ -1,11 +1,19 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from studies.run.code_version import COMPONENTS, ROOT, _meaning, model_code, plugin_files, run_code
+from studies.config.groups import OPERATIONS
+from studies.run.code_version import ROOT, _meaning, model_code, plugin_files, run_code
 
-PLAIN = {"plugins": [], **{group: {"name": "none"} for group in COMPONENTS}}
-REPLACED = {**PLAIN, "replacement": {"name": "window"}}
+
+def config(**parts):
+    """What of a config decides the code: plugins, and what is done to the model."""
+    return SimpleNamespace(**{"plugins": [], **dict.fromkeys(OPERATIONS), **parts})
+
+
+PLAIN = config()
+REPLACED = config(replacement=SimpleNamespace(name="window"))
 
 
 def copied(folder):
@@ -75,7 +83,7 @@ def test_what_a_plugin_imports_of_its_own_counts(tmp_path, monkeypatch):
     (tmp_path / "a_helper.py").write_text("width = 1\n")
     (tmp_path / "stranger.py").write_text("width = 2\n")
     assert {file.name for file in plugin_files(["a_core"])} == {"a_core.py", "a_helper.py"}
-    cfg = {**PLAIN, "plugins": ["a_core"]}
+    cfg = config(plugins=["a_core"])
     before = model_code(cfg)
     assert before != model_code(PLAIN)
     append(tmp_path / "a_helper.py", "width = 3")

@@ -1,6 +1,7 @@
 """Whatever changes a number changes the name under which the number is found again."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -8,15 +9,17 @@ import pytest
 import torch
 
 import train
+from lightning_modules.config import read_config
 from lightning_modules.hidden_states.frozen_states import model_identity
-from lightning_modules.options import plain
 from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import FOLDER
-from studies.config.plugin_options import CONF
+from registries.option import CONF
+from registries.settings import ModelSettings
 from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
 from tests.rules import language_model
 
 STAGES = "recovery=[transfer,block_wise,lora,kl,next_token]"
+OPERATED = ["replacement=toroidal", "placement=attention"]
 # What these placements need beside their names.
 PLACEMENTS = {
     "hybrid": ["placement.parts=[{roles:[mlp],layers:all,rank:4}]"],
@@ -41,7 +44,7 @@ UNCHANGEABLE = {"name"}  # of a group: it is the option itself
 
 
 def composed(overrides):
-    return plain(train.compose(["model=tiny_phi", *overrides] if "model=random" not in overrides else overrides))
+    return read_config(train.compose(["model=tiny_phi", *overrides] if "model=random" not in overrides else overrides))
 
 
 def leaves(node, path=()):
@@ -68,20 +71,21 @@ def is_irrelevant(path):
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_key_changes_it_or_cannot_matter(study, monkeypatch):
     """The model's files count by content, see below."""
-    monkeypatch.setattr("studies.run.fingerprint._identity", lambda source: "content")
-    monkeypatch.setattr("studies.run.fingerprint.model_loader", lambda cfg, which: None)
-    monkeypatch.setattr("studies.run.fingerprint.run_code", lambda cfg: "code")
     cfg = composed(STUDIES[study])
+    monkeypatch.setattr("studies.run.fingerprint._identity", lambda loader: "content")
+    monkeypatch.setattr(ModelSettings, "loader", lambda settings, cache_dir: None)
+    monkeypatch.setattr("studies.run.fingerprint.run_code", lambda cfg: "code")
     before = fingerprint(cfg, "data")
-    for path, value in leaves(cfg):
+    for path, value in leaves(cfg.plain):
         if path[-1] in UNCHANGEABLE or path[-1] == "teacher":
             continue
-        changed = copy.deepcopy(cfg)
+        changed = copy.deepcopy(dict(cfg.plain))
         node = changed
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = other(value)
-        assert (fingerprint(changed, "data") == before) == is_irrelevant(path), ".".join(path)
+        changed_cfg = dataclasses.replace(cfg, plain=changed, recovery=changed["recovery"])
+        assert (fingerprint(changed_cfg, "data") == before) == is_irrelevant(path), ".".join(path)
 
 
 def test_the_order_of_stages_changes_it():
@@ -152,7 +156,7 @@ def other_tokenizer():
 def test_the_account_of_a_model_holds_what_its_numbers_depend_on(change, monkeypatch):
     """What cached scores, samples and activations are named by: of the model as it was, and of the changed one."""
     model, tokenizer = language_model("llama"), byte_tokenizer()
-    cfg = composed(["replacement=toroidal", "placement=attention"])
+    cfg = composed(OPERATED)
     before = [model_account(model, tokenizer, cfg, changed) for changed in (False, True)]
     if change == "weights":
         model = language_model("llama", seed=1)
@@ -161,9 +165,9 @@ def test_the_account_of_a_model_holds_what_its_numbers_depend_on(change, monkeyp
     elif change == "tokenizer":
         tokenizer = other_tokenizer()
     elif change == "precision":
-        cfg["trainer"]["precision"] = "bf16-mixed"
+        cfg = composed([*OPERATED, "trainer.precision=bf16-mixed"])
     elif change == "options":
-        cfg["replacement"] = {**cfg["replacement"], "lambda_distance": 0.5}
+        cfg = composed([*OPERATED, "replacement.lambda_distance=0.5"])
     else:
         name = {"code of models": "model_code", "code of runs": "run_code"}[change]
         monkeypatch.setattr(f"studies.run.fingerprint.{name}", lambda cfg: "")

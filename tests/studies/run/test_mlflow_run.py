@@ -20,7 +20,7 @@ from studies.run import mlflow_run as tracking
 from studies.run import store as store_module
 from studies.run.curves import read_curves
 from studies.run.mlflow_run import MLflowRun
-from studies.run.store import OWN, open_store
+from studies.run.store import DEFAULT_STORE, open_store
 from studies.tools.track import track
 
 TRAINED = ("replacement=toroidal", "replacement.transfer_steps=6", "tracking=mlflow", "samples.max_new_tokens=2")
@@ -327,14 +327,14 @@ def test_track_names_what_it_takes(tmp_path):
 FRESH_STORE = """
 import os, sys
 from pathlib import Path
-from studies.store import OWN, open_store
+from studies.run.store import DEFAULT_STORE, open_store
 import mlflow.tracking._tracking_service.utils, mlflow.store.tracking.sqlalchemy_store
 
 children = []
 for number in range(3):
     child = os.fork()
     if child == 0:
-        store = open_store(OWN, "graftlab", Path(sys.argv[1]))
+        store = open_store(DEFAULT_STORE, "graftlab", Path(sys.argv[1]))
         print(store.client.create_run(store.experiment).info.run_id, flush=True)
         os._exit(0)
     children.append(child)
@@ -363,14 +363,14 @@ def test_a_set_up_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, empty_st
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="its disk is full"):
         patch.setattr("mlflow.store.db.utils._initialize_tables", full)
-        open_store(OWN, "graftlab", tmp_path)
+        open_store(DEFAULT_STORE, "graftlab", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db.lock"]
     # What an earlier version left: some of the tables, and no run.
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         database.execute("CREATE TABLE runs (run_uuid VARCHAR(32))")
     monkeypatch.setattr(store_module, "_set_up", lambda file: shutil.copy(empty_store, file))
-    store = open_store(OWN, "graftlab", tmp_path)
+    store = open_store(DEFAULT_STORE, "graftlab", tmp_path)
     assert store.client.create_run(store.experiment).info.status == "RUNNING"
 
 
@@ -380,7 +380,7 @@ def test_another_database_is_left_alone(tmp_path):
         database.execute("CREATE TABLE runs (run_uuid VARCHAR(32))")
         database.execute("CREATE TABLE recipes (name TEXT)")
     with pytest.raises(UserError, match="tracking.uri="):
-        open_store(OWN, "graftlab", tmp_path)
+        open_store(DEFAULT_STORE, "graftlab", tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("SELECT name FROM recipes")
 

@@ -4,13 +4,14 @@ import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 import train
 from lightning_modules.causal_lm import CausalLMModule, NonFiniteLoss
-from lightning_modules.options import plain
+from lightning_modules.config import read_config
 from registries.registry import UserError
 from studies.run import recording
 from studies.run.fingerprint import fingerprint
@@ -49,7 +50,7 @@ def test_running_out_of_memory_is_recorded(run, monkeypatch, tmp_path):
 @pytest.fixture
 def mark(small):
     def mark(*overrides, data="sha"):
-        return fingerprint(plain(train.compose(small("replacement=toroidal", *overrides))), data)
+        return fingerprint(read_config(train.compose(small("replacement=toroidal", *overrides))), data)
 
     return mark
 
@@ -103,14 +104,14 @@ def test_a_copy_of_the_data_elsewhere_is_the_same_run(run, small, text_path, tmp
 
 
 def test_a_run_that_is_at_work_is_not_resumed(small, tmp_path):
-    cfg = plain(train.compose(small()))
+    cfg = read_config(train.compose(small()))
     folder = open_run(cfg, {"sha256": "sha"})
     file = folder.path / "result.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "pid": os.getppid()}))
-    cfg["resume"] = str(folder.path)
+    cfg = replace(cfg, resume=str(folder.path))
     with pytest.raises(UserError, match="is still at work"):
         open_run(cfg, {"sha256": "sha"})
-    cfg["resume"] = "auto"
+    cfg = replace(cfg, resume="auto")
     assert open_run(cfg, {"sha256": "sha"}).path != folder.path
 
 
@@ -122,7 +123,7 @@ def choose(cfg, chosen, meet):
 
 
 def test_two_processes_at_the_same_moment_do_not_take_the_same_run(small, monkeypatch):
-    cfg = plain(train.compose(small("resume=auto")))
+    cfg = read_config(train.compose(small("resume=auto")))
     folder = open_run(cfg, {"sha256": "sha"})
     folder.result["status"] = "killed"
     folder.write()
@@ -146,18 +147,18 @@ def test_two_processes_at_the_same_moment_do_not_take_the_same_run(small, monkey
 
 
 def test_what_a_result_lacks_is_filled_in(small):
-    cfg = plain(train.compose(small("resume=auto")))
+    cfg = read_config(train.compose(small("resume=auto")))
     folder = open_run(cfg, {"sha256": "sha"})
     for key in ("config", "dataset", "versions", "mlflow_run_id"):
         del folder.result[key]
     folder.result["status"] = "failed"
     folder.write()
     assert open_run(cfg, {"sha256": "sha"}).path == folder.path
-    assert json.loads((folder.path / "result.json").read_text())["config"] == cfg
+    assert json.loads((folder.path / "result.json").read_text())["config"] == cfg.plain
 
 
 def test_an_output_folder_that_cannot_be_written(small, tmp_path):
     (tmp_path / "file").write_text("")
-    cfg = plain(train.compose(small(f"output_dir={tmp_path / 'file' / 'outputs'}")))
+    cfg = read_config(train.compose(small(f"output_dir={tmp_path / 'file' / 'outputs'}")))
     with pytest.raises(UserError, match="cannot write to .*output_dir"):
         open_run(cfg, {"sha256": "sha"})

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from registries import UserError
+from studies.run.placement_table import read_placement
 from studies.tools import placements
 
 
 @pytest.mark.drawn
 def test_the_table_is_recorded(run):
     folder = run("placement=query_value", "placement.rank=4")
-    result, content = json.loads((folder / "result.json").read_text()), placements.read_placement(folder)
+    result, content = json.loads((folder / "result.json").read_text()), read_placement(folder)
     counts = {"attention.query": 0, "attention.value": 0}
     for row in content["rows"]:
         counts[row["role"]] += row["parameters"]
@@ -25,7 +26,7 @@ def test_the_table_is_recorded(run):
 @pytest.mark.drawn
 def test_scores_are_recorded_with_a_heat_map(run):
     folder = run("placement=importance", "placement.budget=2000", "placement.rank=4", "placement.batches=2")
-    content = placements.read_placement(folder)
+    content = read_placement(folder)
     scores = {each["module"]: each["score"] for each in content["scores"]}
     assert {row["module"] for row in content["rows"]} < scores.keys()
     assert sum(row["parameters"] for row in content["rows"]) <= 2000

@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_modules.data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
 from studies.progress import say
 from studies.run.files import write_text
-from studies.run.recording import RunRecord
 from studies.run.scores import cached_result
+from studies.study import Study
+
+SAMPLES = "samples.json"
 
 
-def sample_baseline(
-    cfg: Mapping[str, Any],
-    module: CausalLMModule,
-    data: BlockDataModule,
-    record: RunRecord,
-    identity: Mapping[str, str],
-) -> None:
+def asks_for_samples(study: Study) -> bool:
+    """Whether there are prompts to continue."""
+    return bool(study.cfg.samples.max_new_tokens and study.cfg.samples.prompts)
+
+
+def sample_baseline(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -> None:
     """What the untouched model makes of the prompts; from the cache where it is known."""
-    samples = cfg["samples"]
-    if samples["max_new_tokens"] and samples["prompts"]:
+    if asks_for_samples(study):
         say("continuing the prompts with the untouched model")
-        key = ["samples", identity, samples, model_prompts(cfg, data), module.start]
-        texts = cached_result(cfg["cache_dir"], key, lambda: {"texts": continue_prompts(cfg, module, data)})
-        write_samples(cfg, record, "before", texts["texts"])
+        key = ["samples", identity, asdict(study.cfg.samples), model_prompts(study), module.start]
+        result = cached_result(study.cfg.cache_dir, key, lambda: {"texts": continue_prompts(study, module)})
+        write_samples(study, "before", result["texts"])
 
 
-def continue_prompts(cfg: Mapping[str, Any], module: CausalLMModule, data: BlockDataModule) -> list[str]:
-    return from_first(lambda: module.continue_texts(model_prompts(cfg, data), cfg["samples"]["max_new_tokens"]))
+def continue_prompts(study: Study, module: CausalLMModule) -> list[str]:
+    """What a model makes of the prompts."""
+    return from_first(lambda: module.continue_texts(model_prompts(study), study.cfg.samples.max_new_tokens))
 
 
-def model_prompts(cfg: Mapping[str, Any], data: BlockDataModule) -> list[str]:
+def model_prompts(study: Study) -> list[str]:
     """The prompts as the model gets them."""
-    return [data.as_prompt(text) for text in cfg["samples"]["prompts"]]
+    return [study.data.as_prompt(text) for text in study.cfg.samples.prompts]
 
 
-def write_samples(cfg: Mapping[str, Any], record: RunRecord, when: str, texts: list[str]) -> None:
-    file, prompts = record.folder.path / "samples.json", cfg["samples"]["prompts"]
+def write_samples(study: Study, when: str, texts: Sequence[str]) -> None:
+    """Put the continuations of the prompts into the file, under the name of a state of the model."""
+    file, prompts = study.record.folder.path / SAMPLES, study.cfg.samples.prompts
     samples = _read_samples(file)
     if [sample["prompt"] for sample in samples] != list(prompts):
         samples = [{"prompt": text} for text in prompts]

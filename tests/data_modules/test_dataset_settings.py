@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_modules import DATASETS, build_data_module, check
+from data_modules import DATASETS, build_data_module, dataset_errors
 from registries.registry import UserError
+from studies.config.compose import compose
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
 def test_looking_up_datasets_imports_nothing_heavy():
     code = (
-        "import sys, data_modules; data_modules.DATASETS.names(); data_modules.check({'name': 'pydoc'}); "
+        "import sys, data_modules; data_modules.DATASETS.names(); data_modules.dataset_errors({'name': 'pydoc'}); "
         "heavy = {'torch', 'lightning', 'datasets', 'transformers'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
@@ -27,10 +28,12 @@ def test_every_dataset_has_a_config_and_every_config_a_dataset():
 
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_the_configs_are_valid(name):
-    dataset = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert check(dataset) == (
-        ["dataset 'text' needs a local file or folder: set dataset.path"] if name == "text" else []
-    )
+    if name != "text":
+        compose([f"dataset={name}"])
+        return
+    with pytest.raises(UserError) as error:
+        compose(["dataset=text"])
+    assert error.value.messages == ["dataset 'text' needs a local file or folder: set dataset.path"]
 
 
 def test_all_errors_come_at_once(tokenizer):
@@ -54,5 +57,5 @@ def test_all_errors_come_at_once(tokenizer):
     ],
 )
 def test_messages(dataset, message):
-    (only,) = check(dataset)
+    (only,) = dataset_errors(dataset)
     assert message in only

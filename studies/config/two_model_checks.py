@@ -1,0 +1,111 @@
+"""What is wrong with the groups of studies of two models, as far as it can be told without weights."""
+
+from __future__ import annotations
+
+from lightning_modules.config import is_chosen
+from lightning_modules.two_models.sites import resolve_sites
+from registries import ADAPTERS, UserError
+from registries.layers import resolve_layers
+from registries.model_shape import shape_of
+from registries.option import shared_key_errors, split_keys
+from registries.registry import signature_errors
+from registries.settings import AdapterSettings, AdapterTrainingSettings, CompressorSettings
+from studies.config.component_checks import Parts, group_errors, loader_errors, model_config
+from studies.config.groups import GROUPS
+
+
+def adapter_errors(cfg: Parts) -> list[str]:
+    """Of the groups `adapter` and `model@source`, for the model."""
+    name, source = cfg["adapter"]["name"], cfg["source"]["name"]
+    if name == "none":
+        unread = source != "none" and not is_chosen(cfg["compressor"])
+        return [f"model@source={source} is read by no adapter: choose one (adapter=ridge)"] if unread else []
+    if is_chosen(cfg["compressor"]):
+        return [f"adapter={name} and compressor={cfg['compressor']['name']} are studies of their own: leave one out"]
+    if source == "none":
+        return [f"adapter={name} reads a second model: choose one (model@source=tiny_phi)"]
+    if errors := _source_errors(cfg):
+        return errors
+    if name not in ADAPTERS:
+        return ADAPTERS.check(name, {})
+    label, widths = f"adapter {name!r}", GROUPS["adapter"].supplied
+    shared, own = split_keys(AdapterSettings, cfg["adapter"])
+    errors, allowed, training = shared_key_errors(AdapterSettings, cfg["adapter"], label), [*shared], {}
+    if _is_trained(name):
+        training, own = split_keys(AdapterTrainingSettings, own)
+        errors += signature_errors(AdapterTrainingSettings, training, label)
+        allowed += training
+    configs = [model_config(cfg, which) for which in ("source", "model")]
+    if None in configs:  # a hub model that is not here yet: it is checked once it is
+        return errors + ADAPTERS.check(name, own, widths, allowed)
+    try:
+        shapes = [shape_of(config) for config in configs]
+    except UserError as error:
+        return errors + error.messages
+    known = dict(zip(widths, (shape.hidden_size for shape in shapes), strict=True))
+    errors += ADAPTERS.check(name, own, widths, allowed, **known)
+    if errors:
+        return errors
+    try:
+        resolve_sites(AdapterSettings.read(cfg["adapter"]), *(shape.num_layers for shape in shapes))
+    except UserError as error:
+        errors += error.messages
+    return errors + _adapter_training_errors(training, cfg["trainer"]["devices"])
+
+
+def compressor_errors(cfg: Parts) -> list[str]:
+    """Of the groups `compressor` and `model@source`, for the model."""
+    group, source = cfg["compressor"], cfg["source"]["name"]
+    if not is_chosen(group) or is_chosen(cfg["adapter"]):
+        return []
+    if source == "none":
+        return [f"compressor={group['name']} reads a second model: choose one (model@source=smollm2_135m)"]
+    if errors := _source_errors(cfg):
+        return errors
+    if errors := group_errors("compressor", group):
+        return errors
+    settings, block_size = CompressorSettings.read(group), cfg["dataset"]["block_size"]
+    if settings.context > block_size - 2:
+        errors.append(
+            f"compressor.context={settings.context} leaves no continuation of a block of {block_size} tokens: set "
+            "dataset.block_size to more, or it to less"
+        )
+    if settings.tokens > settings.context:
+        errors.append(
+            f"compressor.tokens={settings.tokens} are more than the {settings.context} tokens of compressor.context: "
+            "that compresses nothing; set it to less"
+        )
+    config = model_config(cfg, "source")
+    try:
+        if config is not None and len(resolve_layers(settings.source_layer, shape_of(config).num_layers + 1)) > 1:
+            errors.append(f"compressor.source_layer={settings.source_layer} names several layers: one is encoded")
+    except UserError as error:
+        errors += [f"compressor.source_{line}" for line in error.messages]
+    return errors
+
+
+def _source_errors(cfg: Parts) -> list[str]:
+    errors = loader_errors(cfg, "source")
+    if not cfg["source"].get("freeze", True):
+        errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
+    return errors
+
+
+def _is_trained(name: str) -> bool:
+    from registries.adapters.adapter import is_trained
+
+    return is_trained(name)
+
+
+def _adapter_training_errors(training: Parts, devices: int) -> list[str]:
+    weights = [key for key in training if key.endswith("_weight")]
+    errors = []
+    if weights and not any(training[key] for key in weights):
+        errors.append(f"adapter.{', adapter.'.join(weights)} are all 0: there is nothing to train the adapter for")
+    contrasts = training.get("contrastive_weight") and training["contrast"] == "sequences"
+    if contrasts and training["batch_size"] < 2 * devices:
+        step = "a step" if devices == 1 else "a step (of each device)"
+        errors.append(
+            f"adapter.contrast=sequences compares the blocks of {step}: set adapter.batch_size to {2 * devices} or more"
+        )
+    return errors

@@ -1,0 +1,46 @@
+"""MLflow: a store in a file, or a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import MinLen
+
+from studies.run.store import address_errors
+from studies.run.trackers import TRACKERS
+from studies.run.trackers.tracker import RunTracker
+
+
+@TRACKERS.register("server", check=address_errors)
+@TRACKERS.register("mlflow", check=address_errors)
+@dataclass(frozen=True)
+class MLflowTracker:
+    """Copies runs to an MLflow store, by a thread beside the training.
+
+    Args:
+        uri: the store's address.
+        experiment: that its runs belong to.
+    """
+
+    uri: Annotated[str, MinLen(1)]
+    experiment: str
+
+    def open(self, folder: Path, output_dir: Path) -> RunTracker:
+        """See `Tracker`."""
+        import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
+
+        from studies.run.mlflow_run import MLflowRun
+        from studies.run.run_copy import RunCopy, destination_of
+
+        return MLflowRun(RunCopy(folder, destination_of(self.uri, self.experiment, folder, output_dir)))
+
+    def log_sweep(self, folder: Path, output_dir: Path) -> None:
+        """See `Tracker`."""
+        import mlflow  # noqa: F401
+
+        from studies.run.mlflow_run import send_sweep_in_time
+        from studies.run.run_copy import destination_of
+
+        send_sweep_in_time(folder, destination_of(self.uri, self.experiment, folder, output_dir))

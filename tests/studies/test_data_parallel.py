@@ -1,7 +1,11 @@
 """Two processes against one: the same study, with the blocks of every step shared."""
 
 import json
+import os
 import re
+import socket
+import sys
+from subprocess import CompletedProcess
 
 import pytest
 from safetensors.torch import load_file
@@ -11,7 +15,7 @@ import train
 from lightning_modules.config import read_config
 from registries import UserError
 from studies.config.command_line import check_command_line
-from studies.config.launch import exit_with
+from studies.config.launch import exit_with, launch
 from studies.run.fingerprint import fingerprint
 
 # Transfer, then next-token training in three passes of one block (two of them in one process), then an adapter.
@@ -34,17 +38,33 @@ def alone(small_in, cache_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def shared(forked, small):
-    """Run the study in two processes. Returns what the command printed; the run is in `tmp_path / "outputs"`."""
-
-    def shared(*more):
-        return forked("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", *more))
-
-    return shared
+def by_torchrun(forked):
+    """Start `train.py`, which starts two processes."""
+    return lambda *arguments: forked("train.py", *arguments)
 
 
-def test_two_processes_learn_and_score_what_one_does(alone, shared, tmp_path, cache_dir):
-    done = shared(f"cache_dir={cache_dir}")
+@pytest.fixture
+def by_hand(in_forks, here):
+    """Start `train.py` in two forks that have the environment that torchrun gives to its processes."""
+
+    def start(*arguments):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        request = {"script": train.__file__, "arguments": arguments, "folder": str(here)}
+        places = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        first, second = in_forks(*({**request, "environment": place} for place in places))
+        return CompletedProcess(
+            request, first.returncode or second.returncode, first.stdout + second.stdout, first.stderr + second.stderr
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("started", ["by_hand", pytest.param("by_torchrun", marks=pytest.mark.full_product)])
+def test_two_processes_learn_and_score_what_one_does(started, alone, small, request, tmp_path, cache_dir):
+    start = request.getfixturevalue(started)
+    done = start(*small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", f"cache_dir={cache_dir}"))
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()  # the second process keeps no records
     ours, theirs = (json.loads((each / "result.json").read_text()) for each in (alone, folder))
@@ -62,6 +82,23 @@ def test_two_processes_learn_and_score_what_one_does(alone, shared, tmp_path, ca
     assert curves[0] == [pytest.approx(point, rel=1e-3, abs=1e-4) for point in curves[1]]
     assert (alone / "samples.json").read_text() == (folder / "samples.json").read_text()
     assert done.stdout.count(" over that of") == 1  # it prints nothing either
+
+
+def test_torchrun_starts_as_many_processes_as_devices(small, monkeypatch):
+    handed = []
+
+    def replaced(program, arguments):
+        handed.extend([program, *arguments])
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", replaced)
+    monkeypatch.setattr(sys, "argv", [train.__file__])
+    lines = small("replacement=toroidal", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")
+    lines += ["dataset.batch_size=3", "replacement.transfer_batch_size=3"]
+    with pytest.raises(SystemExit):
+        launch(train.job, "config", lines)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    assert handed == [sys.executable, sys.executable, *torchrun, train.__file__, *lines]
 
 
 def test_an_error_is_told_by_the_first_process_alone(capsys, monkeypatch):

@@ -3,9 +3,9 @@
 A start of Python with all of them takes seven seconds, and a fork none.
 
 Each line of standard input is a list of requests as JSON, which are done at the same time; each line of standard output
-the list of the exit codes that came of them. A request is either {"script": ..., "arguments": [...]}, a script to be run as from a command line, or {"overrides": [...],
-"kill": ...}, a study to be run until a moment of `tests.studies.kills`; and it holds the "folder", the "environment"
-and the files for "output" and "errors".
+the list of the exit codes that came of them. A request is either {"script": ..., "arguments": [...]}, a script to be
+run as from a command line, or {"overrides": [...], "kill": ...}, a study to be run until a moment of
+`tests.studies.kills`; and it holds the "folder", the "environment" and the files for "output" and "errors".
 """
 
 import atexit

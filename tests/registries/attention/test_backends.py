@@ -85,7 +85,7 @@ def test_sdpa_agrees_with_the_reference(bias, place, mask):
         torch.testing.assert_close(results[backend], results["reference"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.pairwise
+@pytest.mark.each_value
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("mask", ["none", "padded", "any order"])
 @pytest.mark.parametrize("place", ["odd", "cached", "cached, old keys dropped", "one query"])

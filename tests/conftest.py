@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -243,3 +244,20 @@ def forked(here, in_forks):
         return in_forks({**request, "folder": str(here), "environment": environment})[0]
 
     return forked
+
+
+@pytest.fixture
+def two_forks(here, in_forks):
+    """As `forked`, in two forks that have the environment that torchrun gives to its processes."""
+
+    def two_forks(script: str, *arguments: str) -> subprocess.CompletedProcess:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        request = {"script": str(ROOT / script), "arguments": arguments, "folder": str(here)}
+        places = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        first, second = in_forks(*({**request, "environment": place} for place in places))
+        code = first.returncode or second.returncode
+        return subprocess.CompletedProcess(request, code, first.stdout + second.stdout, first.stderr + second.stderr)
+
+    return two_forks

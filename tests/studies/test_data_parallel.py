@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import socket
 import sys
-from subprocess import CompletedProcess
 
 import pytest
 from safetensors.torch import load_file
@@ -37,34 +35,13 @@ def alone(small_in, cache_dir, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def by_torchrun(forked):
-    """Start `train.py`, which starts two processes."""
-    return lambda *arguments: forked("train.py", *arguments)
-
-
-@pytest.fixture
-def by_hand(in_forks, here):
-    """Start `train.py` in two forks that have the environment that torchrun gives to its processes."""
-
-    def start(*arguments):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        request = {"script": train.__file__, "arguments": arguments, "folder": str(here)}
-        places = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        first, second = in_forks(*({**request, "environment": place} for place in places))
-        return CompletedProcess(
-            request, first.returncode or second.returncode, first.stdout + second.stdout, first.stderr + second.stderr
-        )
-
-    return start
-
-
-@pytest.mark.parametrize("started", ["by_hand", pytest.param("by_torchrun", marks=pytest.mark.full_product)])
+@pytest.mark.parametrize(
+    "started",
+    ["two_forks", pytest.param("forked", marks=pytest.mark.full_product, id="processes that torchrun starts")],
+)
 def test_two_processes_learn_and_score_what_one_does(started, alone, small, request, tmp_path, cache_dir):
     start = request.getfixturevalue(started)
-    done = start(*small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", f"cache_dir={cache_dir}"))
+    done = start("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", f"cache_dir={cache_dir}"))
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()  # the second process keeps no records
     ours, theirs = (json.loads((each / "result.json").read_text()) for each in (alone, folder))

@@ -1,9 +1,13 @@
 """Studies that take half a second: a random model of two layers on a generated text."""
 
+import copy
+import gc
 import importlib.metadata
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.hookimpl(tryfirst=True)  # before cases are chosen by their markers
 def pytest_collection_modifyitems(items):
     mark_full_product(items)
+
+
+def pytest_collection_finish():
+    """The libraries and the tests stay: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +66,12 @@ def no_other_cache(monkeypatch, cache_dir):
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once():
-    """Hydra composes the options of groups once (0.1 s), and not for every config that chooses them."""
+    """Hydra composes the options of groups once (0.1 s), and not for every config that chooses them.
+
+    Where it does compose, it reads no file a second time that is as it was.
+    """
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     import studies.config.compose
     from studies.config.composer import Composer
@@ -73,8 +87,15 @@ def composed_once():
         kept.loader, kept._first, kept._bases, kept._line_errors, kept._known = loader, (), {}, {}, {}
         return kept  # with what Hydra composed and listed alone
 
+    load = OmegaConf.load
+    parsed = cache(lambda text: load(io.StringIO(text)))
+
+    def load_once(file):
+        return copy.deepcopy(parsed(file.read() if hasattr(file, "read") else Path(file).read_text(encoding="utf-8")))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies.config.compose, "Composer", composer)
+        patch.setattr(OmegaConf, "load", staticmethod(load_once))
         yield
 
 
@@ -156,11 +177,11 @@ def run_once(small_in, cache_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ask_fork():
-    """Ask the fork server for something. Returns what ended, as `subprocess.run` does."""
+def in_forks():
+    """Send requests to the fork server, of `tests/fork_server.py`. Returns what became of each, as `subprocess.run`."""
     server = None
 
-    def ask_fork(folder: Path, environment: dict[str, str], **request) -> subprocess.CompletedProcess:
+    def in_forks(*requests: dict) -> list[subprocess.CompletedProcess]:
         nonlocal server
         server = server or subprocess.Popen(
             [sys.executable, "-P", str(ROOT / "tests" / "fork_server.py")],
@@ -170,13 +191,20 @@ def ask_fork():
             text=True,
         )
         with tempfile.TemporaryDirectory() as printed:
-            files = {name: f"{printed}/{name}" for name in ("output", "errors")}
-            request |= {"folder": str(folder), "environment": {**os.environ, **environment}, **files}
-            print(json.dumps(request), file=server.stdin, flush=True)
-            code = int(server.stdout.readline())
-            return subprocess.CompletedProcess(request, code, *(Path(file).read_text() for file in files.values()))
+            sent = []
+            for number, request in enumerate(requests):
+                files = {name: f"{printed}/{name}{number}" for name in ("output", "errors")}
+                sent.append({**request, **files, "environment": {**os.environ, **request.get("environment", {})}})
+            print(json.dumps(sent), file=server.stdin, flush=True)
+            codes = json.loads(server.stdout.readline())
+            return [
+                subprocess.CompletedProcess(
+                    request, code, Path(request["output"]).read_text(), Path(request["errors"]).read_text()
+                )
+                for request, code in zip(sent, codes, strict=True)
+            ]
 
-    yield ask_fork
+    yield in_forks
     if server:
         server.stdin.close()
         server.wait()
@@ -208,10 +236,28 @@ def command(here):
 
 
 @pytest.fixture
-def forked(here, ask_fork):
+def forked(here, in_forks):
     """As `command`, in a fork of a process that has the libraries imported."""
 
     def forked(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        return ask_fork(here, environment, script=str(ROOT / script), arguments=arguments)
+        request = {"script": str(ROOT / script), "arguments": arguments}
+        return in_forks({**request, "folder": str(here), "environment": environment})[0]
 
     return forked
+
+
+@pytest.fixture
+def two_forks(here, in_forks):
+    """As `forked`, in two forks that have the environment that torchrun gives to its processes."""
+
+    def two_forks(script: str, *arguments: str) -> subprocess.CompletedProcess:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        request = {"script": str(ROOT / script), "arguments": arguments, "folder": str(here)}
+        places = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        first, second = in_forks(*({**request, "environment": place} for place in places))
+        code = first.returncode or second.returncode
+        return subprocess.CompletedProcess(request, code, first.stdout + second.stdout, first.stderr + second.stderr)
+
+    return two_forks

@@ -2,10 +2,10 @@
 
 A start of Python with all of them takes seven seconds, and a fork none.
 
-Each line of standard input is a request as JSON, each line of standard output the exit code that came of it. A request
-is either {"script": ..., "arguments": [...]}, a script to be run as from a command line, or {"overrides": [...],
-"kill": ...}, a study to be run until a moment of `tests.studies.kills`; and it holds the "folder", the "environment"
-and the files for "output" and "errors".
+Each line of standard input is a list of requests as JSON, which are done at the same time; each line of standard output
+the list of the exit codes that came of them. A request is either {"script": ..., "arguments": [...]}, a script to be
+run as from a command line, or {"overrides": [...], "kill": ...}, a study to be run until a moment of
+`tests.studies.kills`; and it holds the "folder", the "environment" and the files for "output" and "errors".
 """
 
 import atexit
@@ -44,10 +44,13 @@ def import_libraries() -> None:
 def next_request() -> dict[str, Any] | None:
     """In a fork, what it is to do; in this process, None when there are no more requests."""
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            return json.loads(line)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        children = []
+        for request in json.loads(line):
+            child = os.fork()
+            if child == 0:
+                return request
+            children.append(child)
+        print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
     return None
 
 

@@ -66,8 +66,8 @@ def test_the_loss_is_the_sum_of_token_log_probabilities(config, model_folder, sp
     assert (result["split"], result["blocks"], result["tokens"]) == (split, len(blocks), count)
 
 
-def test_a_finished_run_is_scored_with_what_it_trained(run, config):
-    folder = run(*TRAINED)
+def test_a_finished_run_is_scored_with_what_it_trained(run_once, config):
+    folder = run_once(*TRAINED)
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     validation = score.score(config(f"run={folder}"))
     assert validation["loss"] == metrics["val/loss"] != metrics["swap/loss"]
@@ -76,22 +76,22 @@ def test_a_finished_run_is_scored_with_what_it_trained(run, config):
     assert everything["blocks"] > 100 > validation["blocks"]
 
 
-def test_a_finished_run_on_another_dataset(run, config):
-    folder = run(*TRAINED)
+def test_a_finished_run_on_another_dataset(run_once, config):
+    folder = run_once(*TRAINED)
     result = score.score(config(f"run={folder}", "dataset=periodic", "dataset.period=4"))
     assert result["dataset"] == "periodic"
     assert {"loss_first_period", "loss_later"} <= result.keys()
     assert "bpb" not in result
 
 
-def test_a_finished_run_that_trained_nothing(run, config):
-    folder = run()
+def test_a_finished_run_that_trained_nothing(run_once, config):
+    folder = run_once()
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert score.score(config(f"run={folder}"))["loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
 
 
-def test_a_text_that_the_run_was_trained_on_is_told(run, config, text_path, tmp_path, caplog):
-    folder = run(*TRAINED)
+def test_a_text_that_the_run_was_trained_on_is_told(run_once, config, text_path, tmp_path, caplog):
+    folder = run_once(*TRAINED)
     copy = tmp_path / "copy.txt"
     copy.write_text(text_path.read_text())
     score.score(config(f"run={folder}", f"dataset.path={copy}", "split=validation"))
@@ -100,8 +100,8 @@ def test_a_text_that_the_run_was_trained_on_is_told(run, config, text_path, tmp_
     assert "scored documents (split=all) are in the run's training split (dataset=text)" in caplog.text
 
 
-def test_a_text_is_continued(run, config):
-    folder = run(*TRAINED, "samples.max_new_tokens=6", "samples.prompts=[Hello]")
+def test_a_text_is_continued(run_once, config):
+    folder = run_once(*TRAINED, "samples.max_new_tokens=6", "samples.prompts=[Hello]")
     (sample,) = json.loads((folder / "samples.json").read_text())
     own = ("prompt=Hello", "samples.max_new_tokens=6")
     assert score.score(config(f"run={folder}", *own)) == {"prompt": "Hello", "text": sample["after"]}

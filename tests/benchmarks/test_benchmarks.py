@@ -1,8 +1,11 @@
 """Every benchmark runs, in its smallest setting, and prints numbers. What they measure is not judged here."""
 
+import io
 import re
 import runpy
 import sys
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,27 +20,30 @@ SMALLEST = {
 }
 
 
-@pytest.fixture
-def printed(monkeypatch, capsys):
+@cache
+def printed(name):
     """What a benchmark prints, by its name."""
-
-    def run(name):
-        monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as python does for a script
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *SMALLEST[name]])
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as python does for a script
+        patch.setattr(sys, "argv", [f"{name}.py", *SMALLEST[name]])
         runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+    return output.getvalue()
 
 
 def test_each_benchmark_is_tried():
     assert {file.stem for file in BENCHMARKS.glob("*.py")} == set(SMALLEST)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-def test_it_prints_numbers(name, printed):
+SECONDS_LONG = ("lora_overhead", "memory")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.full_product if name in SECONDS_LONG else ()) for name in SMALLEST],
+)
+def test_it_prints_numbers(name):
     assert re.findall(r"\d+\.\d+", printed(name).split("torch")[-1])
 
 
-def test_training_from_the_cache_ends_with_the_same_weights(printed):
+def test_training_from_the_cache_ends_with_the_same_weights():
     assert float(printed("cached_training").splitlines()[-1].split()[6]) < 1e-5

@@ -1,4 +1,4 @@
-"""What the processes of a data-parallel run share; with two of them in `TWO`, which torchrun starts."""
+"""What the processes of a data-parallel run share; with two of them in `TWO`."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ try:
 except UserError as error:
     found.append(str(error))
 found.append(from_first(lambda: rank))  # they still go together
-Path(f"{rank}.txt").write_text(repr(found))
+Path(__file__).with_name(f"{rank}.txt").write_text(repr(found))
 """
 
 
@@ -39,12 +39,24 @@ def test_a_single_process_is_the_first():
     assert from_first(lambda: 3) == 3
 
 
-def test_two_processes_have_what_the_first_one_found(tmp_path):
+@pytest.fixture
+def by_torchrun(tmp_path):
+    """Run a script in two processes that torchrun starts."""
+
+    def start(script):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(torchrun, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    return start
+
+
+@pytest.mark.parametrize("started", ["two_forks", pytest.param("by_torchrun", marks=pytest.mark.full_product)])
+def test_two_processes_have_what_the_first_one_found(started, tmp_path, request):
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(torchrun, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
+    done = request.getfixturevalue(started)(script)
+    assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         expected = [2, rank == 0, ("from", 0), 7, "told to all", 0]
         assert (tmp_path / f"{rank}.txt").read_text() == repr(expected)

@@ -1,7 +1,9 @@
 """Two processes against one: the same study, with the blocks of every step shared."""
 
 import json
+import os
 import re
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -11,7 +13,7 @@ import train
 from lightning_modules.config import read_config
 from registries import UserError
 from studies.config.command_line import check_command_line
-from studies.config.launch import exit_with
+from studies.config.launch import exit_with, launch
 from studies.run.fingerprint import fingerprint
 
 # Transfer, then next-token training in three passes of one block (two of them in one process), then an adapter.
@@ -33,18 +35,13 @@ def alone(small_in, cache_dir, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def shared(forked, small):
-    """Run the study in two processes. Returns what the command printed; the run is in `tmp_path / "outputs"`."""
-
-    def shared(*more):
-        return forked("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", *more))
-
-    return shared
-
-
-def test_two_processes_learn_and_score_what_one_does(alone, shared, tmp_path, cache_dir):
-    done = shared(f"cache_dir={cache_dir}")
+@pytest.mark.parametrize(
+    "started",
+    ["two_forks", pytest.param("forked", marks=pytest.mark.full_product, id="processes that torchrun starts")],
+)
+def test_two_processes_learn_and_score_what_one_does(started, alone, small, request, tmp_path, cache_dir):
+    start = request.getfixturevalue(started)
+    done = start("train.py", *small(*STUDY, "trainer=ddp", "trainer.accelerator=cpu", f"cache_dir={cache_dir}"))
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()  # the second process keeps no records
     ours, theirs = (json.loads((each / "result.json").read_text()) for each in (alone, folder))
@@ -62,6 +59,23 @@ def test_two_processes_learn_and_score_what_one_does(alone, shared, tmp_path, ca
     assert curves[0] == [pytest.approx(point, rel=1e-3, abs=1e-4) for point in curves[1]]
     assert (alone / "samples.json").read_text() == (folder / "samples.json").read_text()
     assert done.stdout.count(" over that of") == 1  # it prints nothing either
+
+
+def test_torchrun_starts_as_many_processes_as_devices(small, monkeypatch):
+    handed = []
+
+    def replaced(program, arguments):
+        handed.extend([program, *arguments])
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", replaced)
+    monkeypatch.setattr(sys, "argv", [train.__file__])
+    lines = small("replacement=toroidal", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")
+    lines += ["dataset.batch_size=3", "replacement.transfer_batch_size=3"]
+    with pytest.raises(SystemExit):
+        launch(train.job, "config", lines)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    assert handed == [sys.executable, sys.executable, *torchrun, train.__file__, *lines]
 
 
 def test_an_error_is_told_by_the_first_process_alone(capsys, monkeypatch):

@@ -273,6 +273,7 @@ def test_what_saves_memory_changes_no_score(run, run_once, recovery, override):
 
 # Same seed, same result; and which options change it
 
+UNSCORED = ("preflight=false", "dataset.val_size=1", "dataset.test_size=1", "trainer.val_check_interval=null")
 REFERENCE = (*ONLY_NEXT_TOKEN, "replacement.dropout=0.1", "optimizer.weight_decay=0.1")
 
 
@@ -334,7 +335,11 @@ def test_bit_identical_whatever_else_the_run_does(run, reference, override):
     ],
 )
 def test_options_that_change_what_is_trained(run, reference, override):
-    assert not same(weights_of(run(*REFERENCE, override)), reference)
+    assert not same(weights_of(run(*REFERENCE, *UNSCORED, override)), reference)
+
+
+def test_what_leaves_scores_out_changes_nothing_that_is_trained(run, reference):
+    assert same(weights_of(run(*REFERENCE, *UNSCORED)), reference)
 
 
 @pytest.mark.parametrize("override", ["transfer_lr=1e-2", "transfer_batch_size=1", "transfer_steps=5"])

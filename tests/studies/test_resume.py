@@ -71,7 +71,7 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def killed(small_in, cache_dir, ask_fork, tmp_path_factory):
+def killed(small_in, cache_dir, in_forks, tmp_path_factory):
     """Run a study in processes that are killed, one after the other, until the last one is not.
 
     Returns the folder of the run, the exit codes of the processes and what the last one printed.
@@ -81,7 +81,8 @@ def killed(small_in, cache_dir, ask_fork, tmp_path_factory):
     def killed(own, kills=()):
         folder = tmp_path_factory.mktemp("killed")
         study = small_in(folder, *STUDY, *own, "resume=auto", f"cache_dir={cache_dir}")
-        ended = [ask_fork(folder, {}, overrides=study, kill=kill) for kill in (*kills, "never")]
+        request = {"overrides": study, "folder": str(folder)}
+        ended = [in_forks({**request, "kill": kill})[0] for kill in (*kills, "never")]
         (run,) = (folder / "runs").iterdir()
         return run, [process.returncode for process in ended], ended[-1].stderr
 

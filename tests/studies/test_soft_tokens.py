@@ -170,8 +170,9 @@ def test_every_option_changes_what_is_learned(finished, run, change):
         ("convolution", "compressor.width=32"),
     ],
 )
-def test_options_of_the_components(run, name, change):
-    one, other = (result_of(run(*SMALL, f"compressor={name}", *more)) for more in ((), (change,)))
+def test_options_of_the_components(run, run_once, name, change):
+    own = (*SMALL, f"compressor={name}")
+    one, other = (result_of(folder) for folder in (run_once(*own), run(*own, change)))
     assert one["metrics"]["val/loss"] != other["metrics"]["val/loss"]
 
 

@@ -83,7 +83,7 @@ def require_config_or_errors(lines, multirun, config_name):
         assert handed.devices >= 1
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.full_product)])
+@pytest.mark.parametrize("examples", [8, pytest.param(32, marks=pytest.mark.full_product)])
 def test_any_command_line_is_a_config_or_errors_for_the_user(no_weights, examples):
     @given(LINES, st.booleans(), st.sampled_from(["config", "config", "score"]))
     @settings(max_examples=examples, deadline=None)

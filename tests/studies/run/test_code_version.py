@@ -16,19 +16,46 @@ PLAIN = config()
 REPLACED = config(replacement=SimpleNamespace(name="window"))
 
 
+def copied(folder):
+    for name in ("registries", "lightning_modules", "data_modules", "studies"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tiny_phi_weights"))
+    shutil.copy(ROOT / "train.py", folder)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project's code that may be changed."""
-    for name in ("registries", "lightning_modules", "data_modules", "studies"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "tiny_phi_weights"))
-    shutil.copy(ROOT / "train.py", tmp_path)
-    return tmp_path
+    return copied(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """What a copy counts as before it is changed: with a model that nothing is done to, and with a replacement."""
+    project = copied(tmp_path_factory.mktemp("unchanged") / "project")
+    return model_code(PLAIN, project), run_code(REPLACED, project)
 
 
 def append(file, text):
     """Change a file, for what a process that starts after it sees."""
     file.write_text(f"{file.read_text()}\n{text}\n")
     _meaning.cache_clear()
+
+
+MEANINGS = {}
+
+
+@pytest.fixture
+def read_anew(monkeypatch):
+    """Every file is read as it is now; of copies that are alike, one."""
+
+    def meaning(file):
+        content = file.read_bytes()
+        if content not in MEANINGS:
+            MEANINGS[content] = _meaning.__wrapped__(file)
+        return MEANINGS[content]
+
+    monkeypatch.setattr("studies.run.code_version._meaning", meaning)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +75,14 @@ def append(file, text):
         ("studies/run/mlflow_run.py", False, False),
     ],
 )
-def test_code_counts_for_what_it_computes(project, file, of_models, of_runs):
-    before = model_code(PLAIN), run_code(REPLACED)
+def test_code_counts_for_what_it_computes(read_anew, project, unchanged, file, of_models, of_runs):
     append(project / file, "ADDED = 1")
-    assert (model_code(PLAIN, project) != before[0], run_code(REPLACED, project) != before[1]) == (of_models, of_runs)
+    changed = model_code(PLAIN, project), run_code(REPLACED, project)
+    assert (changed[0] != unchanged[0], changed[1] != unchanged[1]) == (of_models, of_runs)
 
 
-def test_a_copy_of_the_code_counts_as_the_code(project):
-    assert (model_code(PLAIN, project), run_code(REPLACED, project)) == (model_code(PLAIN), run_code(REPLACED))
+def test_a_copy_counts_as_any_other(read_anew, project, unchanged):
+    assert (model_code(PLAIN, project), run_code(REPLACED, project)) == unchanged
 
 
 def test_words_about_the_code_do_not_count(project):

@@ -6,8 +6,6 @@ import re
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -342,14 +340,15 @@ sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child i
 """
 
 
-def test_processes_at_a_fresh_store_at_once(tmp_path):
+def test_processes_at_a_fresh_store_at_once(forked, tmp_path):
     """Its folder has a name in which an address would read characters as signs."""
-    folder = tmp_path / "100%25?a=b"
+    (script := tmp_path / "script.py").write_text(FRESH_STORE)
+    folder = tmp_path / "here" / "100%25?a=b"
     folder.mkdir()
-    done = subprocess.run([sys.executable, "-c", FRESH_STORE, str(folder)], capture_output=True, text=True, timeout=120)
+    done = forked(str(script), str(folder))
     assert done.returncode == 0, done.stderr
     assert {file.name for file in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
-    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.parent.iterdir()) == [folder]
     with sqlite3.connect(folder / "mlflow.db") as database:
         runs = {run for (run,) in database.execute("SELECT run_uuid FROM runs")}
         names = [name for (name,) in database.execute("SELECT name FROM experiments")]

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test ui lint clean
+.PHONY: setup demo test test-all ui lint clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# All cases of all tests, and not a cover of them.
+test-all: setup
+	$(BIN)/python -m pytest -m ""
 
 ui: setup
 	@echo "the runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"

@@ -20,7 +20,7 @@ from lightning_modules.soft_tokens.compression import (
 from lightning_modules.soft_tokens.encoder_assembly import build_compression
 from lightning_modules.weights import BRIDGE_WEIGHTS
 from studies.progress import say
-from studies.report.display import show_compression
+from studies.report.soft_tokens_table import show_compression
 from studies.run.fingerprint import model_account
 from studies.run.scores import SPLIT_OF, Scores, cached_scores, record_share, scoring
 from studies.stage_training import train_stage

@@ -38,7 +38,7 @@ from studies.communication import ask, record_communication
 from studies.crossing import WatchCrossing, similarities
 from studies.progress import say
 from studies.prompt_samples import asks_for_samples, write_samples
-from studies.report.display import show_crossing
+from studies.report.two_models_table import show_crossing
 from studies.run.code_version import run_code
 from studies.run.fingerprint import model_account
 from studies.run.scores import SPLIT_OF, Scores, cached_result, cached_scores, record_share, scoring

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.table import Table
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from registries.placements.placement import Row
 from studies.progress import console
+from studies.report.tables import NO_INTERVAL, interval_cells, new_table, number_cell
 
 
 def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
@@ -26,7 +27,7 @@ def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
 
 def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
     """The table of what a stage trains; what is alike in several layers is one line."""
-    table = _table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))
+    table = new_table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))
     groups: dict[tuple, list[int]] = defaultdict(list)
     for name, parameter in parameters.items():
         pattern, layer = _without_layer(name)
@@ -40,7 +41,7 @@ def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
 
 def show_placement(name: str, rows: Sequence[Row]) -> None:
     """The table of a LoRA placement; what is alike in several layers is one line."""
-    table = _table(f"placement {name}", "module", ("role", "layers", "rank", "parameters"))
+    table = new_table(f"placement {name}", "module", ("role", "layers", "rank", "parameters"))
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         groups[_without_layer(row.module)[0], row.role, row.rank].append(row)
@@ -88,69 +89,17 @@ def show_scores(result: Mapping[str, Any]) -> None:
         f"{end}, test": "test/",
     }
     columns = {"loss": "loss", "ppl": "perplexity", "ppl_ratio": "ratio", "bpb": "bits/byte", "accuracy": "accuracy"}
-    table = _table("scores", "model", columns.values())
+    table = new_table("scores", "model", columns.values())
     for label, prefix in rows.items():
         if f"{prefix}loss" in metrics:
-            table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
+            table.add_row(label, *(number_cell(metrics.get(f"{prefix}{name}")) for name in columns))
     console.print(table)
-    table = _table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
+    table = new_table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
     for label, name in RATIO_LABELS.items():
         if f"val/{name}" in metrics and f"test/{name}" in metrics:
             table.add_row(
-                label, *itertools.chain(*(_interval(metrics, f"{split}/{name}") for split in ("val", "test")))
+                label, *itertools.chain(*(interval_cells(metrics, f"{split}/{name}") for split in ("val", "test")))
             )
-    console.print(table)
-
-
-def show_crossing(metrics: Mapping[str, float]) -> None:
-    """The table of a cross-model study: both models alone, every control, and the adapter, on the validation text."""
-    columns = {
-        "loss": "loss",
-        "ppl": "perplexity",
-        "bpb": "bits/byte",
-        "gap_closed": "gap closed",
-        "kl": "KL",
-        "r2": "R2",
-        "cosine": "cosine",
-        "retrieval_at_1": "retrieval",
-        "cka": "CKA",
-    }
-    names = [name.split("/")[1] for name in metrics if name.startswith("control/") and name.endswith("val/loss")]
-    rows = {"source alone": "source/", "target alone": "target/", **{name: f"control/{name}/val/" for name in names}}
-    table = _table("the target's validation text, read through the source", "states", columns.values())
-    for label, prefix in {**rows, "adapter": "val/"}.items():
-        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
-    console.print(table)
-    if "communication/chance" not in metrics:
-        return
-    table = _table("questions about what the source has read", "the target gets", ("right answers", "95 %"))
-    for name in [name for name in metrics if name.startswith("communication/") and name.endswith("/accuracy")]:
-        table.add_row(name.removeprefix("communication/").removesuffix("/accuracy"), *_interval(metrics, name))
-    table.add_row("chance", _number(metrics["communication/chance"]), "")
-    console.print(table)
-
-
-def show_compression(metrics: Mapping[str, float]) -> None:
-    """The table of a compression study: the continuation after every form of the context, on the validation text."""
-    columns = {"loss": "loss", "ppl": "perplexity", "bpb": "bits/byte", "gap_closed": "kept of the text"}
-    forms = {
-        "the text": "control/text/val/",
-        "soft tokens": "val/",
-        "as many tokens of its end": "control/truncated/val/",
-        "nothing": "control/nothing/val/",
-    }
-    title = f"each soft token for {metrics['compression/ratio']:.1f} tokens"
-    table = _table(title, "continued after", columns.values())
-    for label, prefix in forms.items():
-        table.add_row(label, *(_number(metrics.get(f"{prefix}{name}")) for name in columns))
-    console.print(table)
-
-
-def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A plain table."""
-    table = _table(None, titles[0], titles[1:])
-    for row in rows:
-        table.add_row(*row)
     console.print(table)
 
 
@@ -198,28 +147,8 @@ def _four_digits(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-NO_INTERVAL = "none: one document"
 RATIO_LABELS = {
     "the untouched model": "ppl_ratio",
     "the unmodified model, same training": "ppl_ratio_control",
     "standard attention from random weights": "ppl_ratio_standard",
 }
-
-
-def _interval(metrics: Mapping[str, float], name: str) -> tuple[str, str]:
-    """A value and its confidence interval. One document (or question) has none: it says nothing about others."""
-    if f"{name}_low" not in metrics:
-        return _number(metrics[name]), NO_INTERVAL
-    return _number(metrics[name]), f"{_number(metrics[name + '_low'])} - {_number(metrics[name + '_high'])}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _table(title: str | None, first: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table

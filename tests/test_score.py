@@ -16,7 +16,7 @@ from registries.registry import UserError
 from studies.config.compose import compose
 from studies.config.launch import launch
 from studies.progress import say
-from studies.report.tables import show_rows
+from studies.report.printed_tables import show_rows
 
 TRAINED = ("replacement=toroidal", "replacement.depth=4", "replacement.transfer_steps=2")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from registries.placements.placement import Row
 from studies.progress import console
-from studies.report.tables import NO_INTERVAL, interval_cells, new_table, number_cell
+from studies.report.printed_tables import NO_INTERVAL, interval_cells, new_table, number_cell
 
 
 def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
@@ -97,9 +97,8 @@ def show_scores(result: Mapping[str, Any]) -> None:
     table = new_table(f"perplexity {end} over that of", "", ("validation", "95 %", "test", "95 %"))
     for label, name in RATIO_LABELS.items():
         if f"val/{name}" in metrics and f"test/{name}" in metrics:
-            table.add_row(
-                label, *itertools.chain(*(interval_cells(metrics, f"{split}/{name}") for split in ("val", "test")))
-            )
+            cells = (interval_cells(metrics, f"{split}/{name}") for split in ("val", "test"))
+            table.add_row(label, *itertools.chain(*cells))
     console.print(table)
 
 

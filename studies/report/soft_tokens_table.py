@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from studies.progress import console
-from studies.report.tables import new_table, number_cell
+from studies.report.printed_tables import new_table, number_cell
 
 
 def show_compression(metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from studies.progress import console
-from studies.report.tables import interval_cells, new_table, number_cell
+from studies.report.printed_tables import interval_cells, new_table, number_cell
 
 
 def show_crossing(metrics: Mapping[str, float]) -> None:

@@ -48,7 +48,7 @@ def rank_correlation(scores: Mapping[int, float], effects: Mapping[int, float]) 
 def main(*arguments: str) -> None:
     """The command line."""
     from studies.report.figures import plot_scatter
-    from studies.report.tables import show_rows
+    from studies.report.printed_tables import show_rows
 
     if len(arguments) < 2:
         raise UserError("usage: python -m studies.tools.layer_effects FIGURE.png OUTPUT_DIR [more output folders]")

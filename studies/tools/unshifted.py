@@ -44,7 +44,7 @@ def main(*folders: str) -> None:
 
     from data_modules import build_data_module
     from lightning_modules import load_module
-    from studies.report.tables import show_rows
+    from studies.report.printed_tables import show_rows
 
     if not folders:
         raise UserError("usage: python -m studies.tools.unshifted outputs/runs/<run> [more runs]")

@@ -1,6 +1,8 @@
 """Who may import whom, and that every name stands for one thing."""
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -84,6 +86,17 @@ def test_public_classes_and_functions_have_names_of_their_own():
                 places[node.name].append(module)
     places.pop("main", None)
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
+def test_looking_components_up_imports_nothing_heavy():
+    """Every command does it, also one that only tells an error."""
+    code = (
+        "import sys; from studies.config.groups import GROUPS; from lightning_modules import STAGES; STAGES.names(); "
+        "[group.registry.names() for group in GROUPS.values() if group.registry is not None]; "
+        "heavy = {'lightning', 'transformers', 'peft', 'mlflow', 'datasets'} & sys.modules.keys(); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_files_are_short():

@@ -17,7 +17,7 @@ class Adapter(Protocol):
     """
 
     def __call__(self, states: Tensor) -> Tensor:
-        """(..., source width) -> (..., target width)."""
+        """(..., source width) -> (..., target width), in the dtype of the states."""
         ...
 
     def fit(self, pairs: Pairs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_modules.config import Config, read_config
+from lightning_modules.config import TWO_MODEL_MODULES, Config, read_config
 from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import filled_in, step_sizes
 from registries import ATTENTION, UserError
@@ -41,10 +41,11 @@ def device_errors(parts: Mapping[str, Any]) -> list[str]:
     """Steps with fewer blocks than there are devices to share them, in a config that is right."""
     cfg = read_config(parts)
     devices, sizes = cfg.trainer.devices, step_sizes(cfg)
-    if cfg.adapter is not None and cfg.adapter.training is not None:
-        sizes["adapter.batch_size"] = cfg.adapter.training.batch_size
-    if cfg.compressor is not None:
-        sizes["compressor.batch_size"] = cfg.compressor.batch_size
+    for group in TWO_MODEL_MODULES:
+        settings = getattr(cfg, group)
+        training = getattr(settings, "training", settings)  # None of what is not trained
+        if training is not None:
+            sizes[f"{group}.batch_size"] = training.batch_size
     return [
         f"trainer.devices={devices}: each takes one block of a step at least, but {key}={size}; raise it"
         for key, size in sizes.items()

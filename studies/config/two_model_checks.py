@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from lightning_modules.two_models.sites import resolve_sites
 from registries import ADAPTERS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
-from registries.option import shared_key_errors, split_keys
+from registries.option import CONF, shared_key_errors, split_keys
 from registries.registry import signature_errors
 from registries.settings import AdapterSettings, AdapterTrainingSettings, CompressorSettings
 from studies.config.component_checks import Parts, group_errors, loader_errors, model_config
@@ -17,18 +19,25 @@ from studies.config.groups import GROUPS
 def source_errors(cfg: Parts) -> list[str]:
     """What is wrong with the group `model@source`, and with the groups that read it."""
     source = cfg["source"]
-    readers = [f"{key}={cfg[key]['name']}" for key in TWO_MODEL_MODULES if is_chosen(cfg[key])]
+    groups = [key for key in TWO_MODEL_MODULES if is_chosen(cfg[key])]
+    readers = [f"{key}={cfg[key]['name']}" for key in groups]
     if not readers:
         unread = f"model@source={source['name']} is read by no adapter: choose one (adapter=ridge)"
         return [unread] if is_chosen(source) else []
     if len(readers) > 1:
         return [f"{' and '.join(readers)} are studies of their own: leave one out"]
     if not is_chosen(source):
-        return [f"{readers[0]} reads a second model: choose one (model@source=tiny_phi)"]
+        return [f"{readers[0]} reads a second model: choose one (model@source={_usual_source(groups[0])})"]
     errors = loader_errors(cfg, "source")
     if not source.get("freeze", True):
         errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
     return errors
+
+
+def _usual_source(group: str) -> str:
+    """The source model that the options of a group choose."""
+    (name,) = re.findall(r"override /model@_global_\.source: (\w+)", (CONF / "base" / f"{group}.yaml").read_text())
+    return name
 
 
 def adapter_errors(cfg: Parts) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from registries.registry import UserError
+from studies.config.groups import OPERATIONS
 from studies.report.display import cell, shown_columns
 from studies.report.sweep_table import flat_config, group, newest, summary_table, varied_keys
 from studies.run.files import write_text
@@ -70,7 +71,7 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         local = " dataset.path=<folder>" if config["dataset"].get("path") else ""
         model = config["model"]["name"]
         command = f"python train.py experiment={name} size={size} model={model}{source} dataset={dataset}{local}"
-        if any(_name(config, part) != "none" for part in ("placement", "adapter", "compressor")):
+        if any(_name(config, part) != "none" for part in OPERATIONS if part != "replacement"):
             yield f"`{command}`\n\n{_settings(members)}"
         else:
             yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"

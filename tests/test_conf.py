@@ -5,14 +5,12 @@ import re
 import pytest
 import yaml
 
-import train
 from lightning_modules.config import SECTIONS, EarlyStoppingSettings, RunSettings
 from lightning_modules.stages import STAGES
 from registries.adapters.adapter import is_trained
 from registries.option import CONF, base_values, root_values, shared_keys
 from registries.registry import defaults, parameters
 from registries.settings import AdapterTrainingSettings
-from studies.config import component_checks
 from studies.config.check import ScoreSettings
 from studies.config.groups import GROUPS, OTHER_SECTIONS
 
@@ -23,13 +21,6 @@ COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTERED an
 
 # Where the value of a YAML is a choice for that option, and the default in the code one for use without a config.
 CHOSEN = {"optimizer": {"lr"}}  # smaller than AdamW's: what is trained starts close to where it should end
-
-# What has no default.
-NEEDED = {
-    "importance": ["placement.budget=1000000"],
-    "suffix": ["placement.suffixes=[q_proj]"],
-    "identity": ["model@source=smollm2_135m"],
-}
 
 
 def read(file):
@@ -102,18 +93,6 @@ def test_the_top_of_the_config_has_the_keys_of_its_settings():
         key: set(shared_keys(kind)) for key, kind in SECTIONS.items()
     }
     assert set(read(CONF / "score.yaml")) - {"defaults", "model"} == set(shared_keys(ScoreSettings))
-
-
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_every_option_is_a_valid_config(group, name, text_path, monkeypatch):
-    monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
-    path = [f"dataset.path={text_path}"] if name == "text" else []
-    operated = ["replacement=toroidal"] if group == "recovery" else []
-    cfg = train.compose([f"{group}={name}", *path, *operated, *NEEDED.get(name, [])])
-    if group == "recovery":
-        assert list(cfg.recovery) == [name] * (name != "none")
-    else:
-        assert cfg[group].name == name
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))

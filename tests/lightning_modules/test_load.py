@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,8 @@ def test_a_gpu_without_bf16_keeps_frozen_weights_in_fp16(bfloat16, gpu, expected
 
 
 @pytest.mark.parametrize("content", ["", "[]", "model: {", "5", "model: {name: random}", "a: ${b}"])
-def test_a_damaged_config_is_taken_from_the_result(run, content, caplog):
-    folder = run("replacement=toroidal", "replacement.transfer_steps=0")
+def test_a_damaged_config_is_taken_from_the_result(run_once, content, tmp_path, caplog):
+    folder = Path(shutil.copytree(run_once("replacement=toroidal", "replacement.transfer_steps=0"), tmp_path / "run"))
     weights = load_module(folder).model.state_dict()
     (folder / "config.yaml").write_text(content)
     loaded = load_module(folder).model.state_dict()

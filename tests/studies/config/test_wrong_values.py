@@ -1,4 +1,4 @@
-"""Every wrong value of every key is told: its type, its range, a near-miss of its name."""
+"""Every option is valid, and every wrong value of its keys is told: its type, its range, a near-miss of its name."""
 
 from typing import Annotated, get_args, get_origin
 
@@ -89,7 +89,7 @@ def wrong_values(key, hint):
 
 
 @pytest.mark.parametrize(("lines", "config_name", "place", "hints"), list(cases()))
-def test_every_wrong_value_and_name_is_told(lines, config_name, place, hints, monkeypatch):
+def test_an_option_is_valid_and_every_wrong_value_and_name_is_told(lines, config_name, place, hints, monkeypatch):
     monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
     cfg = compose(lines, config_name)
     plain, path = OmegaConf.to_container(cfg, resolve=True), place.split(".") if place else []

@@ -37,7 +37,7 @@ def score(cfg: Any) -> dict[str, Any]:
     cfg = read_config(plain)
     if module is None:
         loader = cfg.model_loader()
-        tokenizer = loader.tokenizer()
+        tokenizer = cfg.tokenizer_of(loader)
     if asked.prompt is not None:
         module = module or load_language_model(cfg, loader, tokenizer)
         (text,) = module.continue_texts([asked.prompt], cfg.samples.max_new_tokens)
@@ -50,7 +50,7 @@ def score(cfg: Any) -> dict[str, Any]:
     data = build_data_module(cfg.plain, tokenizer)
     module = module or load_language_model(cfg, loader, tokenizer)
     module.require_data(data)
-    module.measure(data.token_bytes, data.position_groups())
+    module.measure(data.token_bytes, data.position_groups(), data.unknown)
     if asked.run is not None:
         _warn_of_trained_texts(Path(asked.run), cfg, asked.split)
     scores = evaluate(module, data.loader(asked.split), cfg.trainer)

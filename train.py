@@ -56,7 +56,7 @@ def _run_study(cfg: Any, controls: Mapping[str, Any] | None = None, opened: Any 
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     loader = cfg.model_loader()
-    tokenizer = loader.tokenizer()
+    tokenizer = cfg.tokenizer_of(loader)
     data = build_data_module(cfg.plain, tokenizer)
     folder = from_first(lambda: open_run(cfg, data.describe()))
     if opened is not None and is_first():

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from data_modules.data_module import BlockDataModule
 
 DATASETS = Registry("dataset", package="data_modules.datasets")
+TOKENIZERS = Registry("tokenizer", package="data_modules.tokenizers")
 
-__all__ = ["DATASETS", "build_data_module", "dataset_errors"]
+__all__ = ["DATASETS", "TOKENIZERS", "build_data_module", "dataset_errors"]
 
 
 def dataset_errors(group: Any) -> list[str]:

@@ -26,7 +26,7 @@ from data_modules.encoding import start_token
 from data_modules.instruction_blocks import IGNORED
 from data_modules.instructions import InstructionData
 from data_modules.tensor_files import tensors_sha256
-from data_modules.tokens import token_bytes
+from data_modules.tokens import token_bytes, unknown_token
 from registries.registry import UserError
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,11 @@ class BlockDataModule(LightningDataModule):
     def token_bytes(self) -> torch.Tensor | None:
         """(vocabulary,) UTF-8 bytes of each token; None for a synthetic dataset, whose tokens stand for no text."""
         return token_bytes(self.tokenizer) if self._corpus.is_text else None
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The token that stands for unknown words; None where no word is unknown, or tokens stand for no text."""
+        return unknown_token(self.tokenizer) if self._corpus.is_text else None
 
     @cached_property
     def start(self) -> int | None:

@@ -17,6 +17,7 @@ from data_modules.documents import Document, Stream
 from data_modules.encoding import encode_texts
 
 FORMAT = 2  # raise it when the same documents would give other tokens than before
+UNKNOWN_BYTES = "unknown_bytes"  # key of a tokenizer's settings: UTF-8 bytes of an unknown word, on the average
 BATCH = 256  # documents tokenised at once, in parallel
 
 
@@ -86,9 +87,26 @@ def vocabulary_size(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
+def unknown_token(tokenizer: Any) -> int | None:
+    """The token that a vocabulary of words has for all other words; None for vocabularies that can write any text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = json.loads(backend.to_str())["model"] if backend is not None else {}
+    return tokenizer.unk_token_id if model.get("type") == "WordLevel" else None
+
+
 def token_bytes(tokenizer: Any) -> torch.Tensor:
-    """The number of UTF-8 bytes that each token stands for, (vocabulary,), int64; 0 for special tokens."""
-    return torch.tensor([len(content or b"") for content in token_contents(tokenizer)])
+    """The number of UTF-8 bytes that each token stands for, (vocabulary,), int64; 0 for special tokens.
+
+    Of a vocabulary of words that says how long an unknown word is, `unknown_bytes`, they are float64: every word has a
+    byte more for the space before it, and the token of unknown words has their average.
+    """
+    sizes = torch.tensor([len(content or b"") for content in token_contents(tokenizer)])
+    unknown, average = unknown_token(tokenizer), tokenizer.init_kwargs.get(UNKNOWN_BYTES)
+    if unknown is None or average is None:
+        return sizes
+    sizes = torch.where(sizes > 0, sizes + 1, sizes).double()
+    sizes[unknown] = average + 1
+    return sizes
 
 
 def token_contents(tokenizer: Any) -> list[bytes | None]:

@@ -49,7 +49,7 @@ class CausalLMModule(LightningModule):
         seed: of the run; the randomness of a step (dropout) follows from it, the stage and the step.
         original: the untouched model; None: the model as it is now.
         surgery, placement: what was done to the model already.
-        token_bytes, position_groups: what is measured, see `measure`.
+        token_bytes, position_groups, unknown: what is measured, see `measure`.
 
     Attributes:
         surgery: what was done to the model's attention, if anything was.
@@ -73,6 +73,7 @@ class CausalLMModule(LightningModule):
         placement: Placed | None = None,
         token_bytes: Tensor | None = None,
         position_groups: Mapping[str, slice] | None = None,
+        unknown: int | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -84,17 +85,23 @@ class CausalLMModule(LightningModule):
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
         self.stage: Stage | None = None
         self.stage_name = ""
-        self.measure(token_bytes, position_groups)
+        self.measure(token_bytes, position_groups, unknown)
 
-    def measure(self, token_bytes: Tensor | None = None, position_groups: Mapping[str, slice] | None = None) -> None:
+    def measure(
+        self,
+        token_bytes: Tensor | None = None,
+        position_groups: Mapping[str, slice] | None = None,
+        unknown: int | None = None,
+    ) -> None:
         """Set what is measured beside loss, perplexity and accuracy.
 
         Args:
             token_bytes: (vocabulary,) UTF-8 bytes of each token, for bits per byte.
             position_groups: name -> slice of target positions whose loss is reported apart.
+            unknown: the token that stands for unknown words, whose share is reported then.
         """
-        self.token_bytes, self.position_groups = token_bytes, dict(position_groups or {})
-        self.scores = nn.ModuleDict({name: TokenNLL(token_bytes) for name in ("all", *self.position_groups)})
+        self.token_bytes, self.position_groups, self.unknown = token_bytes, dict(position_groups or {}), unknown
+        self.scores = nn.ModuleDict({name: TokenNLL(token_bytes, unknown) for name in ("all", *self.position_groups)})
         self.documents = DocumentNLL()
 
     def construction(self) -> dict[str, Any]:
@@ -112,6 +119,7 @@ class CausalLMModule(LightningModule):
             "placement": self.placement,
             "token_bytes": self.token_bytes,
             "position_groups": self.position_groups,
+            "unknown": self.unknown,
         }
 
     def require_data(self, data: Any) -> None:

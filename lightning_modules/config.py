@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from data_modules.dataset_settings import DatasetSettings
+from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.learning_rate import OptimizerSettings
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_section
@@ -127,6 +128,7 @@ class Config(RunSettings):
     placement: PlacementSettings | None
     adapter: AdapterSettings | None
     compressor: CompressorSettings | None
+    tokenizer: TokenizerSettings
     recovery: Mapping[str, Mapping[str, Any]]
     dataset: DatasetSettings
     optimizer: OptimizerSettings
@@ -144,7 +146,19 @@ class Config(RunSettings):
 
     def model_loader(self) -> Any:
         """The `ModelLoader` of the model."""
-        return self.model.loader(self.cache_dir)
+        return self.model.loader(self.cache_dir, self.tokenizer.num_tokens)
+
+    def tokenizer_of(self, loader: Any) -> Any:
+        """The tokenizer of the model that this loader loads: its own, or one that is trained on the dataset.
+
+        Raises:
+            UserError: see `trained_tokenizer`.
+        """
+        if self.tokenizer.num_tokens is None:
+            return loader.tokenizer()
+        from data_modules.trained_tokenizer import trained_tokenizer
+
+        return trained_tokenizer(self.tokenizer, self.dataset, self.cache_dir)
 
     def source_loader(self) -> Any:
         """The `ModelLoader` of the source model."""
@@ -164,6 +178,7 @@ OPTIONS = {
     "placement": PlacementSettings,
     "adapter": AdapterSettings,
     "compressor": CompressorSettings,
+    "tokenizer": TokenizerSettings,
     "dataset": DatasetSettings,
     "optimizer": OptimizerSettings,
     "trainer": TrainerSettings,
@@ -185,6 +200,7 @@ def read_config(cfg: Any) -> Config:
     """
     plain = with_absolute_paths(exchanged(as_plain(cfg)))
     groups = {key: plain.get(key, {"name": "none"}) for key in OPTIONS}
+    groups["tokenizer"] = plain.get("tokenizer", {"name": OWN})
     return Config(
         recovery=plain.get("recovery") or {},
         plain=plain,

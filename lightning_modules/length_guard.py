@@ -14,8 +14,9 @@ from registries.registry import UserError
 
 def length_limit(model: nn.Module) -> LengthLimit | None:
     """The limit of a model's family; None where there is none, or where the family is not known."""
-    is_known = model.config.get_text_config().model_type in ARCHITECTURES
-    return shape_of(model.config).limit if is_known else None
+    family = model.config.get_text_config().model_type
+    has_positions = family in ARCHITECTURES and ARCHITECTURES.get(family).attention is not None
+    return shape_of(model.config).limit if has_positions else None
 
 
 def guard_length(model: nn.Module) -> nn.Module:

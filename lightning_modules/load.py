@@ -29,7 +29,14 @@ from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.twins import separate
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.stage_plan import build_stages, recovery_plan
-from lightning_modules.weights import BRIDGE_WEIGHTS, LORA_FOLDER, TRAINED_WEIGHTS, load_into, restore
+from lightning_modules.weights import (
+    BRIDGE_WEIGHTS,
+    LORA_FOLDER,
+    TRAINED_WEIGHTS,
+    load_into,
+    restore,
+    saved_tokenizer,
+)
 from registries import PLACEMENTS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
@@ -121,7 +128,7 @@ def build_module(cfg: Any) -> CausalLMModule:
     """See `lightning_modules.build_module`."""
     cfg = read_config(cfg)
     loader = cfg.model_loader()
-    module = load_language_model(cfg, loader, loader.tokenizer())
+    module = load_language_model(cfg, loader, cfg.tokenizer_of(loader))
     operate(module, cfg)
     return _with_source(module, cfg)
 
@@ -136,7 +143,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     cfg, result = read_run(run_dir)
     import_plugins(cfg.plugins)
     loader = cfg.model_loader()
-    module = load_language_model(cfg, loader, loader.tokenizer())
+    module = load_language_model(cfg, loader, saved_tokenizer(run_dir) or cfg.tokenizer_of(loader))
     _replace(module, cfg)
     of_the_model = result.get("stages", {}).keys() - TWO_MODEL_MODULES.keys()
     if result["status"] != "finished" or of_the_model:  # else nothing of it was trained

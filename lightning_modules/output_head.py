@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from data_modules.batches import ModelInput
 from registries.architectures import ARCHITECTURES
 
 
+def final_output(model: nn.Module, inputs: ModelInput) -> Any:
+    """What the model gives below its output head."""
+    return model.base_model(**inputs.arguments, use_cache=False)
+
+
 def final_states(model: nn.Module, inputs: ModelInput) -> Tensor:
     """Hidden states that go into the output head, (batch, length, hidden)."""
-    return model.base_model(**inputs.arguments, use_cache=False).last_hidden_state
+    return final_output(model, inputs).last_hidden_state
 
 
 def output_logits(model: nn.Module, hidden: Tensor) -> Tensor:

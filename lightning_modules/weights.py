@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from registries import UserError
 TRAINED_WEIGHTS = Path("checkpoints") / "trained.safetensors"
 BRIDGE_WEIGHTS = Path("checkpoints") / "bridges.safetensors"
 LORA_FOLDER = "adapter"
+TOKENIZER_FOLDER = "tokenizer"  # of a run that trained its own
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -44,6 +46,23 @@ def restore(module: CausalLMModule, file: Path) -> None:
     separate(module.original, [parameters[name] for name in trained])
     for name, tensor in trained.items():
         parameters[name].data = tensor.to(parameters[name].device)
+
+
+def saved_tokenizer(run_dir: Path) -> Any | None:
+    """The tokenizer that a run trained; None where its model had one.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = run_dir / TOKENIZER_FOLDER
+    if not folder.is_dir():
+        return None
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises plain ones
+        raise UserError(f"{folder} is damaged: {error}; run the study again") from error
 
 
 def load_into(part: nn.Module, file: Path) -> None:

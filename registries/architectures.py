@@ -40,23 +40,25 @@ class Architecture:
     """The module paths of one model family.
 
     Attributes:
-        blocks: path from the causal LM to its list of blocks.
-        attention: path from a block to its attention layer.
+        blocks: path from the causal LM to its list of blocks; None where the family has none.
+        attention: path from a block to its attention layer; None where the family has none.
         roles: role -> path from a block to the linear layer that plays it.
         key_names: config key -> this family's name for it, where that differs from Llama's.
         defaults: config key -> its value in configs that leave it out.
         transposed: whether the linear layers hold weights as (inputs, outputs).
         logits: a function from (output of the output head, the model's config) to the logits, for families that change
             them after the head (Granite divides them by `logits_scaling`); None: the output is the logits.
+        linears: a function from the config to name -> (inputs, outputs) of the linear layers, where there are no roles.
     """
 
-    blocks: str
-    attention: str
+    blocks: str | None
+    attention: str | None
     roles: Mapping[str, str]
     key_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
     logits: Callable[[Any, Any], Any] | None = None
+    linears: Callable[[Any], Mapping[str, tuple[int, int]]] | None = None
 
     def attention_layers(self, model: Any) -> list[Any]:
         """The attention layers of a model, in order."""
@@ -173,3 +175,12 @@ ARCHITECTURES.register("gpt_neox")(
         },
     )
 )
+
+
+def _linears_of_recurrence(config: Any) -> Mapping[str, tuple[int, int]]:
+    from registries.models.recurrence import linear_layers
+
+    return linear_layers(config)
+
+
+ARCHITECTURES.register("recurrent_lm")(Architecture(None, None, {}, linears=_linears_of_recurrence))

@@ -45,17 +45,28 @@ class ModelShape:
         )
 
 
+def raw_config(config: Any) -> dict[str, Any]:
+    """The keys of a config: a mapping (a parsed `config.json`) or a transformers config."""
+    return dict(config) if isinstance(config, Mapping) else config.to_dict()
+
+
 def shape_of(config: Any) -> ModelShape:
     """The shape of a model from its config: a mapping (a parsed `config.json`) or a transformers config.
 
     Raises:
         UserError: the family is unknown, or the config lacks a key or has a wrong value.
     """
-    raw = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    raw = raw_config(config)
     language_config = _mapping(raw, "text_config") or raw  # a multimodal config holds that of its language model
     raw = {"model_type": raw.get("model_type", "(none)"), **language_config}
     family = raw["model_type"]
     architecture = architecture_of(family)
+    if architecture.attention is None:
+        raise UserError(
+            f"a {raw.get('recurrence', family)} model has no attention, and no blocks with roles: replacements, "
+            "placements on roles, adapters and compressors need them. Take another model, or place LoRA by names "
+            "(placement=suffix)"
+        )
     raw = {**architecture.defaults, **raw}
 
     def dimension(key: str, default: int | None = None) -> int:

@@ -28,12 +28,15 @@ class ModelSettings(Option):
     dtype: Dtype
     freeze: bool
 
-    def loader(self, cache_dir: str) -> Any:
-        """The `ModelLoader` of this model."""
-        arguments = dict(self.arguments)
-        if "cache_dir" in parameters(MODELS.get(self.name)):
-            arguments["cache_dir"] = cache_dir
-        return MODELS.build(self.name, **arguments)
+    def loader(self, cache_dir: str, num_tokens: int | None = None) -> Any:
+        """The `ModelLoader` of this model.
+
+        Args:
+            num_tokens: of a tokenizer that is trained for it; None: the model has its own.
+        """
+        supplied = {"cache_dir": cache_dir} | ({} if num_tokens is None else {"num_tokens": num_tokens})
+        known = parameters(MODELS.get(self.name))
+        return MODELS.build(self.name, **self.arguments, **{key: supplied[key] for key in supplied if key in known})
 
 
 @dataclass(frozen=True, kw_only=True)

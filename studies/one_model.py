@@ -16,7 +16,7 @@ from studies.study import Study
 def study_one_model(study: Study) -> None:
     """Score the model, operate, train stage by stage, score again."""
     module = study.load_model()
-    module.measure(study.data.token_bytes, study.data.position_groups())
+    module.measure(study.data.token_bytes, study.data.position_groups(), study.data.unknown)
     identity = model_account(module.original, study.tokenizer, study.cfg)
     baselines = score_baseline(study, module, identity)
     sample_baseline(study, module, identity)

@@ -10,8 +10,9 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.config import Config
 from lightning_modules.load import load_language_model
 from lightning_modules.preflight import require_own_logits
-from lightning_modules.processes import from_first
+from lightning_modules.processes import from_first, is_first
 from lightning_modules.training.trainer import evaluate
+from lightning_modules.weights import TOKENIZER_FOLDER
 from studies.progress import say
 from studies.run.lifecycle import RunRecord
 from studies.run.scores import Scores
@@ -35,6 +36,8 @@ class Study:
 
     def load_model(self) -> CausalLMModule:
         """The untouched model, whose logits are those that training will compute."""
+        if self.cfg.tokenizer.num_tokens is not None and is_first():
+            self.tokenizer.save_pretrained(self.record.folder.path / TOKENIZER_FOLDER)
         say("loading the model" if not self.cfg.reads_two_models else "loading the models")
         module = load_language_model(self.cfg, self.loader, self.tokenizer)
         require_own_logits(module.model)

@@ -26,7 +26,7 @@ class FrozenPrefix:
     def __init__(self, model: nn.Module, workspace: Workspace):
         self.model, self.blocks = model, architecture_of(model.config.model_type).blocks
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.layers = lowest_layer(trained, self.blocks)
+        self.layers = lowest_layer(trained, self.blocks) if self.blocks else 0
         self.states: FrozenStates | None = None
         if self.layers:
             identity = dict(workspace.identity)

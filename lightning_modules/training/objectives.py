@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from data_modules.batches import ModelInput, scored_labels
 from lightning_modules.hidden_states.frozen_prefix import FrozenPrefix
 from lightning_modules.nll import IGNORED, target_nll, token_divergence
-from lightning_modules.output_head import final_states, output_logits
+from lightning_modules.output_head import final_output, final_states, output_logits
 from lightning_modules.stages.stage import Loss, Workspace
 from lightning_modules.training.teacher import Teacher
 
@@ -52,13 +52,30 @@ class EndToEnd:
         inputs, labels = ModelInput.of(batch), scored_labels(batch)
         teacher_states = self.teacher.final_states(inputs) if self.teacher else None
         with self.prefix.read_back(inputs):
-            if self.teacher is None:
-                total = next_token_nll(model, inputs, labels, self.chunk_size)
-            else:
-                total = divergence(
-                    model, self.teacher.model, inputs, labels, teacher_states, self.temperature, self.chunk_size
+            if self.teacher is not None:
+                total, parts = (
+                    divergence(
+                        model, self.teacher.model, inputs, labels, teacher_states, self.temperature, self.chunk_size
+                    ),
+                    {},
                 )
-        return Loss(total, int((labels[:, 1:] != IGNORED).sum()))
+            else:
+                total, parts = next_token_loss(model, inputs, labels, self.chunk_size)
+        return Loss(total, int((labels[:, 1:] != IGNORED).sum()), parts)
+
+
+def next_token_loss(
+    model: nn.Module, inputs: ModelInput, labels: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `next_token_nll`, plus the auxiliary loss of models that have one, and then both as parts."""
+    scored = labels[:, 1:] != IGNORED
+    output = final_output(model, inputs)
+    nll = _scored_nll(model, output.last_hidden_state, labels, chunk_size)
+    auxiliary = getattr(output, "auxiliary_loss", None)
+    if auxiliary is None:
+        return nll, {}
+    auxiliary = auxiliary[:, :-1][scored].sum()
+    return nll + auxiliary, {"nll": nll.detach(), "auxiliary": auxiliary.detach()}
 
 
 def next_token_nll(model: nn.Module, inputs: ModelInput, labels: Tensor, chunk_size: int | None = None) -> Tensor:
@@ -69,8 +86,12 @@ def next_token_nll(model: nn.Module, inputs: ModelInput, labels: Tensor, chunk_s
         labels: (batch, length), unshifted; -100 is not scored.
         chunk_size: tokens whose logits exist at a time; the backward pass computes them again. None: all are kept.
     """
+    return _scored_nll(model, final_states(model, inputs), labels, chunk_size)
+
+
+def _scored_nll(model: nn.Module, states: Tensor, labels: Tensor, chunk_size: int | None) -> Tensor:
     scored = labels[:, 1:] != IGNORED
-    hidden, targets = final_states(model, inputs)[:, :-1][scored], labels[:, 1:][scored]
+    hidden, targets = states[:, :-1][scored], labels[:, 1:][scored]
 
     def nll(hidden: Tensor, targets: Tensor) -> Tensor:
         return target_nll(output_logits(model, hidden), targets).sum()

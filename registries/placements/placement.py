@@ -11,7 +11,7 @@ from annotated_types import Ge, Predicate
 
 from registries.architectures import architecture_of, resolve_roles
 from registries.layers import LayerSpec, resolve_layers
-from registries.model_shape import linear_sizes, shape_of
+from registries.model_shape import linear_sizes, raw_config, shape_of
 from registries.registry import UserError
 
 
@@ -108,12 +108,27 @@ def linears(model: Any, roles: Sequence[str], layers: LayerSpec = "all", key: st
     ]
 
 
+def every_linear(model: Any, layers: LayerSpec = "all") -> list[Linear]:
+    """The linear layers of a model that can get an addition; of a family without roles, all that it tells.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    config = raw_config(model.config)
+    tell = architecture_of(config.get("model_type", "(none)")).linears
+    if tell is None:
+        return linears(model, ["attention", "mlp"], layers)
+    if layers != "all":
+        raise UserError(f"placement.layers={layers!r}: this model has no blocks to choose from; leave it at all")
+    return [Linear(name, "linear", 0, *sizes) for name, sizes in tell(config).items()]
+
+
 def init_errors(model: Any, rows: Sequence[Row], init: Init) -> list[str]:
     """A message about the first row of a table that an init does not work for."""
-    shape = shape_of(model.config)
-    max_ranks = {linear.module: linear.max_rank for linear in linears(model, ["attention", "mlp"])}
-    if init == "olora" and architecture_of(shape.family).transposed:
-        return [f"placement.init=olora does not work for {shape.family}, whose weights are transposed: choose pissa"]
+    family = raw_config(model.config)["model_type"]
+    max_ranks = {linear.module: linear.max_rank for linear in every_linear(model)}
+    if init == "olora" and architecture_of(family).transposed:
+        return [f"placement.init=olora does not work for {family}, whose weights are transposed: choose pissa"]
     for row in rows:
         if init == "orthogonal" and row.rank % 2:
             return [f"placement.init=orthogonal needs even ranks, and {row.module} has {row.rank}: choose another one"]

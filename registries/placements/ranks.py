@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from registries.placements.placement import Budget, Linear, Row, Variant, linears
+from registries.placements.placement import Budget, Linear, Row, Variant, every_linear
 from registries.registry import UserError
 
 SHARE_RANK = 16  # a budget of 50% is half of what all linear layers take at this rank
@@ -16,7 +16,7 @@ def resolve_budget(model: Any, budget: Budget | None, variant: Variant) -> int |
     """Trainable parameters of a budget; `50%` is this share of the parameters of all linear layers at rank 16."""
     if not isinstance(budget, str):
         return budget
-    total = _total([linear.row(SHARE_RANK, variant) for linear in linears(model, ["attention", "mlp"])])
+    total = _total([linear.row(SHARE_RANK, variant) for linear in every_linear(model)])
     return int(float(budget.rstrip("%")) / 100 * total)
 
 

@@ -8,7 +8,7 @@ from annotated_types import Ge, MinLen
 
 from registries import PLACEMENTS
 from registries.layers import LayerSpec
-from registries.placements.placement import Budget, Row, Variant, linears
+from registries.placements.placement import Budget, Row, Variant, every_linear
 from registries.placements.ranks import ranked, resolve_budget
 from registries.registry import UserError, nearest
 
@@ -37,7 +37,7 @@ def suffix(
     Raises:
         UserError: a suffix that names nothing, or several roles without `allow_ambiguous`.
     """
-    candidates = linears(model, ["attention", "mlp"], layers)
+    candidates = every_linear(model, layers)
     endings = list(dict.fromkeys(linear.module.rpartition(".")[2] for linear in candidates))
     errors, chosen = [], set()
     for ending in dict.fromkeys(suffixes):

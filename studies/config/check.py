@@ -131,7 +131,17 @@ def _control_errors(cfg: Mapping[str, Any]) -> list[str]:
     return []
 
 
-_OPERATED = ("model", "replacement", "placement", "recovery", "dataset", "optimizer", "trainer", "cache_dir")
+_OPERATED = (
+    "model",
+    "tokenizer",
+    "replacement",
+    "placement",
+    "recovery",
+    "dataset",
+    "optimizer",
+    "trainer",
+    "cache_dir",
+)
 _COMPONENTS, _RECOVERY = "studies.config.component_checks", "studies.config.recovery_checks"
 CHECKS = (
     *(_section(kind, key) for key, kind in SECTIONS.items()),
@@ -141,6 +151,6 @@ CHECKS = (
     Check("devices", (*_OPERATED, "source", *TWO_MODEL_MODULES), _imported(_RECOVERY, "device_errors")),
     Check("trainer", ("trainer", "split"), _scoring_errors),
     Check("controls", ("controls", "replacement"), _control_errors),
-    Check("dataset", ("dataset", "model", "cache_dir"), _imported(_COMPONENTS, "block_size_errors")),
+    Check("dataset", ("dataset", "model", "tokenizer", "cache_dir"), _imported(_COMPONENTS, "block_size_errors")),
 )
 NEEDED = {key for check in CHECKS for key in check.reads} - {"split"}  # that only score.py has

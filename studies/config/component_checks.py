@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from data_modules import DATASETS, TOKENIZERS
+from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.config import EarlyStoppingSettings, TrackingSettings, TrainerSettings, is_chosen
-from registries import PLACEMENTS, UserError
+from registries import MODELS, PLACEMENTS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import ModelShape, shape_of
 from registries.option import base_values, shared_key_errors, shared_keys, split_keys
@@ -93,6 +95,24 @@ def block_size_errors(cfg: Parts) -> list[str]:
     return [f"dataset.block_size={block_size} is longer than {shape.limit.words}"]
 
 
+def tokenizer_errors(cfg: Parts) -> list[str]:
+    """What is wrong with the group `tokenizer`, for the dataset and the model."""
+    group, dataset, model = cfg["tokenizer"], cfg["dataset"]["name"], cfg["model"]["name"]
+    if group["name"] == OWN:
+        return [
+            f"tokenizer={OWN} has no key {key!r}: choose {' or '.join(TOKENIZERS)}" for key in group if key != "name"
+        ]
+    errors = group_errors("tokenizer", group)
+    if dataset in DATASETS and hasattr(DATASETS.get(dataset), "position_groups"):  # a SyntheticDataset
+        errors.append(f"tokenizer={group['name']}: dataset {dataset!r} has no text to train it on; set tokenizer={OWN}")
+    if model in MODELS and not {"num_tokens", "vocab_size"} & parameters(MODELS.get(model)).keys():
+        errors.append(
+            f"tokenizer={group['name']}: model={model} knows the tokens of its own tokenizer alone; set "
+            f"tokenizer={OWN}, or take a model that is trained from scratch (context_lm, lstm, random)"
+        )
+    return errors
+
+
 def optimizer_errors(cfg: Parts) -> list[str]:
     """What is wrong with the group `optimizer`."""
     return group_errors("optimizer", cfg["optimizer"])
@@ -105,7 +125,12 @@ def not_keys(key: str, value: Any) -> str:
 
 def model_config(cfg: Parts, which: str = "model") -> dict[str, Any] | None:
     """The `config.json` of the model, or of the source model (`which`); None where it is not here yet."""
-    return ModelSettings.read(cfg[which]).loader(cfg["cache_dir"]).config()
+    return _loader(cfg, which).config()
+
+
+def _loader(cfg: Parts, which: str) -> Any:
+    num_tokens = TokenizerSettings.read(cfg["tokenizer"]).num_tokens if which == "model" else None
+    return ModelSettings.read(cfg[which]).loader(cfg["cache_dir"], num_tokens)
 
 
 def group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
@@ -117,7 +142,12 @@ def group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
 
 
 def loader_errors(cfg: Parts, which: str) -> list[str]:
-    return group_errors(which, cfg[which], key=f"{which}.path")
+    """What is wrong with the model, or with the source model (`which`)."""
+    errors = group_errors(which, cfg[which], key=f"{which}.path")
+    try:
+        return errors or (_loader(cfg, which) and [])
+    except UserError as error:
+        return error.messages
 
 
 def _known_shape(cfg: Parts) -> ModelShape | None:

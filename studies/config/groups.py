@@ -10,7 +10,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from data_modules import DATASETS
+from data_modules import DATASETS, TOKENIZERS
+from data_modules.tokenizer_settings import OWN
 from lightning_modules import OPTIMIZERS
 from lightning_modules.config import OPTIONS, SECTIONS, TWO_MODEL_MODULES, Config
 from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
@@ -32,6 +33,7 @@ class Group(NamedTuple):
         study: the module of `studies` that runs the study when an option is chosen; None: that of one model.
         checks: the module with `<group>_errors`, which tells what is wrong with the group.
         reads: what of the config this looks at beside the group.
+        absent: the option that stands for no component.
     """
 
     settings: type[Option]
@@ -41,6 +43,7 @@ class Group(NamedTuple):
     study: str | None = None
     checks: str = "studies.config.component_checks"
     reads: tuple[str, ...] = ()
+    absent: str = "none"
 
 
 # In the order in which they are checked: what a check reads must be right.
@@ -49,11 +52,12 @@ GROUPS = {
     "trainer": Group(OPTIONS["trainer"]),
     "dataset": Group(OPTIONS["dataset"], DATASETS),
     "optimizer": Group(OPTIONS["optimizer"], OPTIMIZERS, ("parameters",)),
-    "model": Group(OPTIONS["model"], MODELS, ("cache_dir",), reads=("cache_dir",)),
+    "tokenizer": Group(OPTIONS["tokenizer"], TOKENIZERS, ("texts",), reads=("dataset", "model"), absent=OWN),
+    "model": Group(OPTIONS["model"], MODELS, ("cache_dir", "num_tokens"), reads=("tokenizer", "cache_dir")),
     "source": Group(  # chosen by model@source
         OPTIONS["source"],
         MODELS,
-        supplied=("cache_dir",),
+        supplied=("cache_dir", "num_tokens"),
         checks="studies.config.two_model_checks",
         reads=(*TWO_MODEL_MODULES, "cache_dir"),
     ),
@@ -62,14 +66,14 @@ GROUPS = {
         ATTENTION,
         supplied=("shape",),
         package="registries/attention",
-        reads=("model", "cache_dir"),
+        reads=("model", "tokenizer", "cache_dir"),
     ),
     "placement": Group(
         OPTIONS["placement"],
         PLACEMENTS,
         supplied=("model", "scores", "variant"),
         package="registries/placements",
-        reads=("model", "cache_dir"),
+        reads=("model", "tokenizer", "cache_dir"),
     ),
     "adapter": Group(
         OPTIONS["adapter"],
@@ -78,7 +82,7 @@ GROUPS = {
         package="registries/adapters",
         study="two_models",
         checks="studies.config.two_model_checks",
-        reads=("source", "model", "trainer", "cache_dir"),
+        reads=("source", "model", "tokenizer", "trainer", "cache_dir"),
     ),
     "compressor": Group(
         OPTIONS["compressor"],

@@ -9,7 +9,7 @@ from lightning_modules.config import TWO_MODEL_MODULES, Config, read_config
 from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import filled_in, step_sizes
 from registries import ATTENTION, UserError
-from registries.architectures import architecture_of, resolve_roles
+from registries.architectures import ARCHITECTURES, architecture_of, resolve_roles
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.models.model_folder import path_errors
@@ -29,6 +29,12 @@ def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
     cfg = read_config({**parts, "recovery": right})
     for name, keys in cfg.recovery.items():
         errors += [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
+    config = cfg.model_loader().config() or {}
+    if cfg.trainer.gradient_checkpointing and not _has_blocks(config):
+        errors.append(
+            f"trainer.gradient_checkpointing=true: model={cfg.model.name} has no blocks to compute twice; set it to "
+            "false"
+        )
     if cfg.trainer.gradient_checkpointing and not _allows_checkpointing(cfg):
         errors.append(
             f"trainer.gradient_checkpointing=true: replacement {cfg.replacement.name!r} forbids it, since it does not "
@@ -118,6 +124,11 @@ def _teacher_errors(cfg: Config, keys: Mapping[str, Any]) -> list[str]:
         f".teacher={path} has a vocabulary of {teacher_shape.vocab_size} tokens, the model has {shape.vocab_size}: "
         "take one with the same tokenizer"
     ]
+
+
+def _has_blocks(config: Mapping[str, Any]) -> bool:
+    family = config.get("model_type")
+    return family not in ARCHITECTURES or ARCHITECTURES.get(family).blocks is not None
 
 
 def _allows_checkpointing(cfg: Config) -> bool:

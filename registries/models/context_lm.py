@@ -1,0 +1,152 @@
+"""The context-vector model: one vector, updated token by token by a feed-forward stack that reads it with the token."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
+
+from registries.models.recurrence import RecurrentOutput, recurrent_model
+
+Update = Literal["gated", "additive", "overwrite", "linear"]
+Dimension = Annotated[int, Ge(1)]
+
+LARGEST = 10.0  # absolute value of a number in the context
+
+
+@recurrent_model("context_lm")
+class ContextVector(nn.Module):
+    """A context c, zero before a text. For each token with embedding e: h = stack([e; c]), then c is updated from h.
+
+    The stack has `num_layers` linear layers, each with a ReLU. A new context is normalised, LN, and clamped to +-10:
+
+    - `gated`: LN(f * c + i * d) with d = W h, f = sigmoid(W_f h) and i = sigmoid(W_i h);
+    - `additive`: LN(c + d);
+    - `overwrite`: LN(tanh(d)), from which the context before it and the embedding are reconstructed: the mean squared
+      error of that is added to the loss;
+    - `linear`: f * c + i * d, where d, f and i depend on the token's embedding alone, and the stack reads LN(c). So all
+      tokens of a text are computed together but for the products and sums of this one line.
+
+    Args:
+        embed_dim: width of the embeddings.
+        num_layers: linear layers of the stack.
+        context_dim: width of the context.
+        hidden_dim: width of the stack.
+        update: how the context is updated.
+        residual: add the input of each layer of the stack but the first to its output.
+        norm: normalise the input of each layer of the stack but the first, and the stack's output.
+        dropout: share of every layer's outputs that is dropped in training.
+    """
+
+    widths: ClassVar[tuple[str, ...]] = ("hidden_dim", "context_dim", "embed_dim")
+
+    def __init__(
+        self,
+        embed_dim: Dimension = 256,
+        num_layers: Annotated[int, Ge(1)] = 4,
+        context_dim: Dimension = 256,
+        hidden_dim: Dimension = 512,
+        update: Update = "gated",
+        residual: bool = False,
+        norm: bool = False,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    ):
+        super().__init__()
+        self.input_dim, self.output_dim = embed_dim, hidden_dim
+        self.context_dim, self.rule, self.residual = context_dim, update, residual
+        self.read = nn.Linear(embed_dim + context_dim, hidden_dim)
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(num_layers - 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(num_layers if norm else 0))
+        self.dropout = nn.Dropout(dropout)
+        parts = 3 if update in ("gated", "linear") else 1
+        self.change = nn.Linear(embed_dim if update == "linear" else hidden_dim, parts * context_dim)
+        self.context_norm = nn.LayerNorm(context_dim)
+        if update == "overwrite":
+            self.reconstruct = nn.Linear(context_dim, context_dim + embed_dim)
+
+    def forward(
+        self, embeddings: Tensor, state: tuple[Tensor, ...] | None = None, starts: Tensor | None = None
+    ) -> RecurrentOutput:
+        """See `Recurrence`. The state is the context after the last token, (batch, context width)."""
+        context = embeddings.new_zeros(len(embeddings), self.context_dim) if state is None else state[0]
+        if self.rule == "linear":
+            return self._together(embeddings, context, starts)
+        return self._in_turn(embeddings, context, starts)
+
+    def _in_turn(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
+        weight_embedding, weight_context = self.read.weight.split([self.input_dim, self.context_dim], 1)
+        read = nn.functional.linear(embeddings, weight_embedding, self.read.bias)
+        hidden, before, after = [], [], []
+        for step in range(embeddings.shape[1]):
+            if starts is not None:
+                context = context.masked_fill(starts[:, step, None], 0)
+            before.append(context)
+            hidden.append(self._stack(read[:, step] + nn.functional.linear(context, weight_context)))
+            context = self._updated(context, self.change(hidden[-1]))
+            after.append(context)
+        loss = None
+        if self.rule == "overwrite" and self.training:
+            old = torch.cat([torch.stack(before, 1), embeddings], -1)
+            loss = (self.reconstruct(torch.stack(after, 1)) - old).square().mean(-1)
+        return RecurrentOutput(torch.stack(hidden, 1), (context,), loss)
+
+    def _stack(self, first: Tensor) -> Tensor:
+        """The stack from the outputs of its first linear layer on, (..., hidden width)."""
+        hidden = self.dropout(first.relu())
+        for index, layer in enumerate(self.layers):
+            inputs = self.norms[index](hidden) if self.norms else hidden
+            outputs = self.dropout(layer(inputs).relu())
+            hidden = hidden + outputs if self.residual else outputs
+        return self.norms[-1](hidden) if self.norms else hidden
+
+    def _updated(self, context: Tensor, change: Tensor) -> Tensor:
+        if self.rule == "gated":
+            new, forget, write = change.chunk(3, -1)
+            context = forget.sigmoid() * context + write.sigmoid() * new
+        else:
+            context = context + change if self.rule == "additive" else change.tanh()
+        return self.context_norm(context).clamp(-LARGEST, LARGEST)
+
+    def _together(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
+        new, forget, write = self.change(embeddings).chunk(3, -1)
+        keep = forget.sigmoid()
+        if starts is not None:
+            keep = keep.masked_fill(starts[..., None], 0)  # which is multiplied by what was before the token
+        contexts = linear_scan(keep, write.sigmoid() * new, context)
+        before = torch.cat([context[:, None], contexts[:, :-1]], 1)
+        if starts is not None:
+            before = before.masked_fill(starts[..., None], 0)
+        read = torch.cat([embeddings, self.context_norm(before).clamp(-LARGEST, LARGEST)], -1)
+        return RecurrentOutput(self._stack(self.read(read)), (contexts[:, -1],))
+
+
+def linear_scan(keep: Tensor, add: Tensor, first: Tensor) -> Tensor:
+    """(batch, length, width): c_t = keep_t * c_(t-1) + add_t, where c before the first token is `first`."""
+    return LinearScan.apply(keep, add, first)
+
+
+class LinearScan(torch.autograd.Function):
+    """A loop over the length of element-wise steps; going back, the same loop from the end."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx, keep: Tensor, add: Tensor, first: Tensor) -> Tensor:
+        keep, states = keep.transpose(0, 1).contiguous(), add.transpose(0, 1).contiguous()
+        before = first
+        for factor, state in zip(keep, states, strict=True):
+            state.addcmul_(factor, before)
+            before = state
+        ctx.save_for_backward(keep, states, first)
+        return states.transpose(0, 1)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keep, states, first = ctx.saved_tensors
+        gradients = gradient.transpose(0, 1).contiguous()
+        for step in range(len(gradients) - 1, 0, -1):
+            gradients[step - 1].addcmul_(keep[step], gradients[step])
+        before = torch.cat([first[None], states[:-1]])
+        return (gradients * before).transpose(0, 1), gradients.transpose(0, 1), gradients[0] * keep[0]

@@ -22,7 +22,7 @@ from lightning_modules.samples import continue_texts
 from lightning_modules.stages.stage import Stage, blocks_per_pass
 from lightning_modules.surgery.lora import Placed, train_dropouts
 from lightning_modules.surgery.replaced_attention import Surgery
-from lightning_modules.surgery.trained_parameters import thaw
+from lightning_modules.surgery.trained_parameters import set_modes, thaw
 from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
@@ -176,7 +176,7 @@ class CausalLMModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": factor}
 
     def on_train_start(self) -> None:
-        _set_modes(self.model)
+        set_modes(self.model)
         train_dropouts(self.model)
         self.original.eval()
         if self.gradient_checkpointing:
@@ -287,17 +287,6 @@ def _passes(batch: dict[str, Tensor], blocks: int) -> list[dict[str, Tensor]]:
 
 def _scored_tokens(batch: Mapping[str, Tensor]) -> int:
     return int((scored_labels(batch)[:, 1:] != IGNORED).sum())
-
-
-def _set_modes(module: nn.Module) -> None:
-    """Train mode for what trains as a whole, evaluation mode for the rest: no dropout in what is frozen."""
-    parameters = list(module.parameters())
-    if parameters and all(parameter.requires_grad for parameter in parameters):
-        module.train()
-        return
-    module.training = False
-    for child in module.children():
-        _set_modes(child)
 
 
 def _step_seed(seed: int, stage: str, step: int) -> int:

@@ -60,7 +60,7 @@ class RecurrentState:
 
 
 @dataclass
-class RecurrentModelOutput(ModelOutput):
+class RecurrentBaseOutput(ModelOutput):
     """Hidden states (batch, length, width), the state after the last token, and the auxiliary loss of every token."""
 
     last_hidden_state: Tensor | None = None
@@ -71,7 +71,7 @@ class RecurrentModelOutput(ModelOutput):
 
 @dataclass
 class RecurrentCausalLMOutput(ModelOutput):
-    """As `RecurrentModelOutput`, with logits (batch, length, vocabulary) and, where labels were given, their loss."""
+    """As `RecurrentBaseOutput`, with logits (batch, length, vocabulary) and, where labels were given, their loss."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -99,7 +99,7 @@ class RecurrentPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
-class RecurrentModel(RecurrentPreTrainedModel):
+class RecurrentBaseModel(RecurrentPreTrainedModel):
     """Embedding and recurrence."""
 
     def __init__(self, config: RecurrentConfig):
@@ -120,7 +120,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> RecurrentModelOutput:
+    ) -> RecurrentBaseOutput:
         """Read a text, or its continuation.
 
         Args:
@@ -136,7 +136,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         state = None if past_key_values is None else past_key_values.tensors
         output = self.recurrence(embeddings, state, starts)
         seen = length + (0 if past_key_values is None else past_key_values.seen)
-        return RecurrentModelOutput(
+        return RecurrentBaseOutput(
             last_hidden_state=output.hidden,
             past_key_values=RecurrentState(output.state, seen) if use_cache is not False else None,
             hidden_states=(embeddings, output.hidden) if output_hidden_states else None,
@@ -149,7 +149,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
-        self.model = RecurrentModel(config)
+        self.model = RecurrentBaseModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -166,7 +166,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> RecurrentCausalLMOutput:
-        """Logits of the tokens that follow; see `RecurrentModel.forward`.
+        """Logits of the tokens that follow; see `RecurrentBaseModel.forward`.
 
         Args:
             labels: (batch, length), unshifted, -100 where nothing is scored.
@@ -205,5 +205,5 @@ def beginnings(mask: Tensor | None, positions: Tensor | None, length: int, conti
 
 
 AutoConfig.register(MODEL_TYPE, RecurrentConfig, exist_ok=True)
-AutoModel.register(RecurrentConfig, RecurrentModel, exist_ok=True)
+AutoModel.register(RecurrentConfig, RecurrentBaseModel, exist_ok=True)
 AutoModelForCausalLM.register(RecurrentConfig, RecurrentForCausalLM, exist_ok=True)

@@ -17,7 +17,7 @@ from studies.config.groups import GROUPS, OTHER_SECTIONS
 REGISTERED = {key: group for key, group in GROUPS.items() if group.registry is not None and key != "source"}
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "base")
 OPTIONS.remove(("model", "none"))  # of the second model alone
-COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTERED and name != "none"]
+COMPONENTS = [(group, name) for group, name in OPTIONS if group in REGISTERED and name != REGISTERED[group].absent]
 
 # Where the value of a YAML is a choice for that option, and the default in the code one for use without a config.
 CHOSEN = {"optimizer": {"lr"}}  # smaller than AdamW's: what is trained starts close to where it should end
@@ -47,8 +47,8 @@ def _number(value):
 
 @pytest.mark.parametrize("group", REGISTERED)
 def test_options_and_components_have_the_same_names(group):
-    options = {name for folder, name in OPTIONS if folder == group} - {"none"}
-    assert options == set(REGISTERED[group].registry.names())
+    options = {name for folder, name in OPTIONS if folder == group}
+    assert options - {"none", REGISTERED[group].absent} == set(REGISTERED[group].registry.names())
 
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, and their thawing."""
+"""Which parameters a stage trains, their thawing, and the mode in which they train."""
 
 from __future__ import annotations
 
@@ -46,3 +46,14 @@ def thaw(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
+
+
+def set_modes(module: nn.Module) -> None:
+    """Train mode for what trains as a whole, evaluation mode for the rest: no dropout in what is frozen."""
+    parameters = list(module.parameters())
+    if parameters and all(parameter.requires_grad for parameter in parameters):
+        module.train()
+        return
+    module.training = False
+    for child in module.children():
+        set_modes(child)

@@ -8,7 +8,8 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from registries.models.recurrence import RecurrentOutput, recurrent_model
+from registries.models.recurrence import RecurrentOutput
+from registries.models.recurrent_loader import recurrent_model
 
 Update = Literal["gated", "additive", "overwrite", "linear"]
 Dimension = Annotated[int, Ge(1)]
@@ -133,7 +134,7 @@ class LinearScan(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, keep: Tensor, add: Tensor, first: Tensor) -> Tensor:
-        keep, states = keep.transpose(0, 1).contiguous(), add.transpose(0, 1).contiguous()
+        keep, states = keep.transpose(0, 1).contiguous(), _copied(add.transpose(0, 1))
         before = first
         for factor, state in zip(keep, states, strict=True):
             state.addcmul_(factor, before)
@@ -145,8 +146,12 @@ class LinearScan(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keep, states, first = ctx.saved_tensors
-        gradients = gradient.transpose(0, 1).contiguous()
+        gradients = _copied(gradient.transpose(0, 1))
         for step in range(len(gradients) - 1, 0, -1):
             gradients[step - 1].addcmul_(keep[step], gradients[step])
         before = torch.cat([first[None], states[:-1]])
         return (gradients * before).transpose(0, 1), gradients.transpose(0, 1), gradients[0] * keep[0]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)

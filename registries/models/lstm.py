@@ -9,7 +9,8 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from registries.models.recurrence import RecurrentOutput, recurrent_model
+from registries.models.recurrence import RecurrentOutput
+from registries.models.recurrent_loader import recurrent_model
 
 
 @recurrent_model("lstm")

@@ -6,11 +6,11 @@ import re
 
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from lightning_modules.two_models.sites import resolve_sites
-from registries import ADAPTERS, UserError
+from registries import ADAPTERS, MODELS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.option import CONF, shared_key_errors, split_keys
-from registries.registry import signature_errors
+from registries.registry import parameters, signature_errors
 from registries.settings import AdapterSettings, AdapterTrainingSettings, CompressorSettings
 from studies.config.component_checks import Parts, group_errors, loader_errors, model_config
 from studies.config.groups import GROUPS
@@ -28,10 +28,20 @@ def source_errors(cfg: Parts) -> list[str]:
         return [f"{' and '.join(readers)} are studies of their own: leave one out"]
     if not is_chosen(source):
         return [f"{readers[0]} reads a second model: choose one (model@source={_usual_source(groups[0])})"]
+    if starts_at_random(source["name"]):
+        return [
+            f"model@source={source['name']} starts from random weights, of which there is nothing to read: choose a "
+            f"pretrained model (model@source={_usual_source(groups[0])})"
+        ]
     errors = loader_errors(cfg, "source")
     if not source.get("freeze", True):
         errors.append("source.freeze=false: the second model is only read; nothing of it is trained")
     return errors
+
+
+def starts_at_random(model: str) -> bool:
+    """Whether a registered model is one that is trained from scratch alone."""
+    return model in MODELS and "num_tokens" in parameters(MODELS.get(model))
 
 
 def _usual_source(group: str) -> str:

@@ -145,3 +145,30 @@ def test_gradients_flow_through_the_loss():
     token_nll(logits, labels).sum().backward()
     assert logits.grad[:, -1].eq(0).all()
     assert logits.grad[:, :-1].ne(0).any()
+
+
+def test_unknown_words_are_counted_and_spelled():
+    logits, labels = example()
+    labels[:, 3] = 1
+    sizes = torch.full((VOCABULARY,), 5.0, dtype=torch.float64)
+    sizes[1] = 7.5
+    metric = TokenNLL(sizes, unknown=1)
+    for row in range(3):  # in several batches
+        metric.update(logits[row : row + 1], labels[row : row + 1])
+    scores, targets = metric.compute(), labels[:, 1:]
+    unknown, nll = (targets == 1).sum().item(), token_nll(logits, labels)
+    assert unknown >= 3
+    assert scores["unknown_rate"] == unknown / 18
+    assert scores["majority_accuracy"] == targets.flatten().bincount().max().item() / 18
+    assert math.log(scores["ppl_known"]) == pytest.approx(nll[targets != 1].mean().item(), rel=1e-6)
+    bits = nll.sum().item() / math.log(2) + 8 * 7.5 * unknown
+    assert scores["bpb"] == pytest.approx(bits / (5 * (18 - unknown) + 7.5 * unknown), rel=1e-6)
+
+
+def test_a_text_of_unknown_words_alone():
+    logits, labels = example()
+    metric = TokenNLL(torch.ones(VOCABULARY), unknown=1)
+    metric.update(logits, torch.ones_like(labels))
+    scores = metric.compute()
+    assert scores["unknown_rate"] == scores["majority_accuracy"] == 1
+    assert math.isnan(scores["ppl_known"])

@@ -18,12 +18,15 @@ from studies.config.compose import compose
 from studies.config.groups import GROUPS
 from studies.config.override_errors import key_errors
 from studies.config.overrides import read_line
+from studies.config.two_model_checks import starts_at_random
 
 # What these options need beside their names.
 NEEDED = {
     "importance": ["placement.budget=1000000"],
     "suffix": ["placement.suffixes=[q_proj]"],
     "identity": ["model@source=smollm2_135m"],
+    "byte_bpe": ["model=lstm"],
+    "word": ["model=lstm"],
     "text": [f"dataset.path={CONF / 'config.yaml'}"],
 }
 TAKE_MAPPINGS = {"fields", "parts", "training"}  # keys with keys or lists of keys of their own
@@ -49,7 +52,7 @@ def cases():
     """(overrides, primary config, dotted place of the keys, key -> annotation)."""
     for group in GROUPS:
         for file in sorted((CONF / ("model" if group == "source" else group)).glob("*.yaml")):
-            if file.stem == "none":
+            if file.stem in ("none", GROUPS[group].absent) or (group == "source" and starts_at_random(file.stem)):
                 continue
             line = f"model@source={file.stem}" if group == "source" else f"{group}={file.stem}"
             lines = [line, *NEEDED.get(file.stem, []), *(["adapter=ridge"] if group == "source" else [])]

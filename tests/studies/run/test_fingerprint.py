@@ -73,7 +73,7 @@ def test_every_key_changes_it_or_cannot_matter(study, monkeypatch):
     """The model's files count by content, see below."""
     cfg = composed(STUDIES[study])
     monkeypatch.setattr("studies.run.fingerprint._identity", lambda loader: "content")
-    monkeypatch.setattr(ModelSettings, "loader", lambda settings, cache_dir: None)
+    monkeypatch.setattr(ModelSettings, "loader", lambda settings, cache_dir, num_tokens=None: None)
     monkeypatch.setattr("studies.run.fingerprint.run_code", lambda cfg: "code")
     before = fingerprint(cfg, "data")
     for path, value in leaves(cfg.plain):

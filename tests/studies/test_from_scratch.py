@@ -4,10 +4,16 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import registries.recurrent_lm  # noqa: F401
+import train
+from data_modules import build_data_module
 from lightning_modules import load_module
+from lightning_modules.config import read_config
 from lightning_modules.training.trainer import evaluate
 from registries.models.recurrence import RECURRENCES
+from studies.run.curves import read_curves
 from studies.tools.export import export
 
 SMALL = {
@@ -33,9 +39,6 @@ def test_a_run_trains_everything_and_is_loaded_with_its_tokenizer(run_once, name
     assert ("val/unknown_rate" in metrics) == ("test/ppl_known" in metrics) == (tokenizer == "word")
     module = load_module(folder)
     assert module.model.config.vocab_size == len(module.tokenizer) == size
-    from data_modules import build_data_module
-    from lightning_modules.config import read_config
-
     data = build_data_module(result["config"], module.tokenizer)
     module.measure(data.token_bytes, data.position_groups(), data.unknown)
     scores = evaluate(module, data.loader("validation"), read_config(result["config"]).trainer)
@@ -45,8 +48,6 @@ def test_a_run_trains_everything_and_is_loaded_with_its_tokenizer(run_once, name
 
 def test_the_reconstruction_is_trained_for_and_told(run):
     folder = run("model=context_lm", *SMALL["context_lm"], "model.update=overwrite", "tokenizer=model")
-    from studies.run.curves import read_curves
-
     curves = read_curves(folder)
     assert {"train/nll", "train/auxiliary"} <= curves.keys()
     for (_, total), (_, nll), (_, auxiliary) in zip(
@@ -56,10 +57,6 @@ def test_the_reconstruction_is_trained_for_and_told(run):
 
 
 def test_an_export_is_loaded_after_one_import(run_once, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import registries.recurrent_lm  # noqa: F401
-
     folder = run_once("model=lstm", *SMALL["lstm"], "tokenizer=word", "tokenizer.vocab_size=100")
     export(folder, tmp_path / "exported")
     model, tokenizer = (kind.from_pretrained(tmp_path / "exported") for kind in (AutoModelForCausalLM, AutoTokenizer))
@@ -76,10 +73,11 @@ def test_lora_by_names(run, name, suffix, rows):
     assert result["metrics"]["val/loss"] < result["metrics"]["baseline/loss"]
 
 
-def test_documents_are_kept_apart_in_instruction_data(run, tmp_path):
+def test_documents_are_kept_apart_in_instruction_data(small, tmp_path):
     records = [{"instruction": f"Say {number}", "output": f"It is {number}."} for number in range(40)]
     (tmp_path / "records.json").write_text(json.dumps(records))
-    lines = ["model=context_lm", *SMALL["context_lm"], "tokenizer=model", "dataset=alpaca"]
-    result = result_of(run(*lines, f"dataset.path={tmp_path}", "dataset.block_size=128", "dataset.train_size=null"))
+    lines = ["model=context_lm", *SMALL["context_lm"], "tokenizer.vocab_size=300", "dataset=alpaca"]
+    lines = small(*lines, "dataset.block_size=256", "dataset.train_size=null")
+    result = train.run(train.compose([*lines, f"dataset.path={tmp_path / 'records.json'}"]))
     assert result["status"] == "finished"
     assert result["dataset"]["train"]["examples"] > result["dataset"]["train"]["blocks"]

@@ -26,6 +26,7 @@ from lightning_modules.surgery.trained_parameters import set_modes, thaw
 from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
+from registries.registry import parameters
 
 
 class NonFiniteLoss(Exception):
@@ -153,12 +154,12 @@ class CausalLMModule(LightningModule):
         """
         torch.manual_seed(_step_seed(self.seed, name, -1))
         stage.prepare(self.model)
-        parameters = stage.parameters(self.model)
-        if not parameters:
+        trained = stage.parameters(self.model)
+        if not trained:
             raise UserError(f"stage {name!r} has nothing to train: no layer is replaced and model.freeze is true")
         self.stage, self.stage_name = stage, name
-        separate(self.original, parameters.values())
-        thaw(self.model, parameters)
+        separate(self.original, trained.values())
+        thaw(self.model, trained)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name (within `.model`) -> parameter of what is thawed."""
@@ -167,8 +168,10 @@ class CausalLMModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         settings, stage = self.optimizer_settings, self.stage
         lr = scaled_lr(stage.lr, settings.scale_lr, stage.batch_size, settings.base_batch_size)
-        parameters = list(self.trained_parameters().values())
-        optimizer = OPTIMIZERS.build(settings.name, **{**settings.arguments, "lr": lr, "parameters": parameters})
+        supplied = {"lr": lr, "parameters": list(self.trained_parameters().values())}
+        if "tokens_per_step" in parameters(OPTIMIZERS.get(settings.name)):
+            supplied["tokens_per_step"] = stage.batch_size * stage.workspace.block_size
+        optimizer = OPTIMIZERS.build(settings.name, **settings.arguments | supplied)
         warmup = max(1, stage.steps // 20) if settings.warmup_steps is None else settings.warmup_steps
         factor = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(step, stage.steps, settings.schedule, warmup)

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from data_modules.dataset_settings import DatasetSettings
 from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.learning_rate import OptimizerSettings
+from registries.counts import Count
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_section
 from registries.settings import (
@@ -43,6 +44,7 @@ class TrainerSettings(Option):
     precision: Literal["32-true", "bf16-mixed"]
     max_steps: Annotated[int, Ge(-1)]
     max_epochs: Annotated[int, Ge(1)] | None
+    max_tokens: Count | None
     val_check_interval: Annotated[int, Ge(1)] | None
     accumulate_grad_batches: Annotated[int, Ge(1)]
     gradient_checkpointing: bool

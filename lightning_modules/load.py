@@ -181,6 +181,7 @@ def workspace(module: CausalLMModule, cfg: Config, code: str = "", **of_run: Any
         placement=module.placement,
         activations=cfg.activation_cache(),
         changes={**changes, "recovery": list(recovery_plan(cfg).items()), "code": code},
+        block_size=cfg.dataset.block_size,
         batch_size=cfg.dataset.batch_size,
         loss_chunk_size=cfg.trainer.loss_chunk_size,
         **of_run,

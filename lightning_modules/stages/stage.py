@@ -29,6 +29,7 @@ class Workspace:
         placement: LoRA that was placed in the model; None: none.
         train_blocks: (blocks, length) tokens; None where nothing will be trained.
         train_positions: (blocks, length) of the tokens in their examples, where these are kept apart.
+        block_size: tokens of a block.
         batch_size: blocks of one forward pass through the whole model.
         loss_chunk_size: tokens whose logits exist at a time in an end-to-end loss; None: those of a whole pass.
     """
@@ -42,6 +43,7 @@ class Workspace:
     placement: Placed | None = None
     train_blocks: Tensor | None = None
     train_positions: Tensor | None = None
+    block_size: int = 1
     batch_size: int = 1
     loss_chunk_size: int | None = None
 

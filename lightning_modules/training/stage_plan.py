@@ -9,6 +9,7 @@ from typing import Any
 from lightning_modules.config import Config, TrainerSettings
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Stage, Workspace
+from registries.counts import number_of
 
 Plan = dict[str, dict[str, Any]]
 
@@ -49,12 +50,16 @@ def step_sizes(cfg: Config) -> dict[str, int]:
     return sizes
 
 
-def trainer_steps(trainer: TrainerSettings, train_blocks: int = 0, batch_size: int = 1) -> int | None:
-    """Optimizer steps that `trainer.max_steps` and `trainer.max_epochs` ask for.
+def trainer_steps(
+    trainer: TrainerSettings, train_blocks: int = 0, batch_size: int = 1, block_size: int | None = None
+) -> int | None:
+    """Optimizer steps that `trainer.max_steps`, `trainer.max_epochs` and `trainer.max_tokens` ask for.
 
-    Without the number of training blocks, only 0 is sure; None where it depends on them.
+    Without the number of training blocks and their size, only 0 is sure; None where it depends on them.
     """
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_tokens is not None and block_size is not None:
+        limits.append(number_of(trainer.max_tokens) // (batch_size * block_size))
     if trainer.max_epochs and train_blocks:
         limits.append(math.ceil(trainer.max_epochs * train_blocks / batch_size))
     return min(limits, default=None)
@@ -62,7 +67,11 @@ def trainer_steps(trainer: TrainerSettings, train_blocks: int = 0, batch_size: i
 
 def training_notes(name: str, stage: Stage, trainer: TrainerSettings, train_blocks: int) -> list[str]:
     """What a stage's training does otherwise than the trainer's keys may be read: passes, and early stopping."""
-    return _passes_notes(name, stage, trainer.max_epochs, train_blocks) + _stopping_notes(name, stage, trainer)
+    return [
+        *_passes_notes(name, stage, trainer.max_epochs, train_blocks),
+        *_tokens_notes(name, stage, trainer),
+        *_stopping_notes(name, stage, trainer),
+    ]
 
 
 def _passes_notes(name: str, stage: Stage, max_epochs: int | None, train_blocks: int) -> list[str]:
@@ -78,6 +87,19 @@ def _passes_notes(name: str, stage: Stage, max_epochs: int | None, train_blocks:
     return [
         f"{name}: {stage.steps} steps of {stage.batch_size} blocks are {trained / train_blocks:.2f} passes over the "
         f"{train_blocks} training blocks, more than max_epochs={max_epochs}: {why}"
+    ]
+
+
+def _tokens_notes(name: str, stage: Stage, trainer: TrainerSettings) -> list[str]:
+    if stage.scope != "model" or trainer.max_tokens is None:
+        return []
+    of_step = stage.batch_size * stage.workspace.block_size
+    trained, asked = stage.steps * of_step, number_of(trainer.max_tokens)
+    if trained > asked - of_step:
+        return []
+    return [
+        f"{name}: {stage.steps} steps are {trained:,} tokens, fewer than trainer.max_tokens={trainer.max_tokens}: "
+        "trainer.max_steps=-1 (and max_epochs=null) leaves the end to the tokens"
     ]
 
 
@@ -106,5 +128,5 @@ def filled_in(name: str, keys: Mapping[str, Any], cfg: Config, train_blocks: int
         general = {"lr": cfg.optimizer.arguments["lr"]}
         general["batch_size"] = cfg.dataset.batch_size * cfg.trainer.accumulate_grad_batches
         batch_size = own.get("batch_size", general["batch_size"])
-        general["steps"] = trainer_steps(cfg.trainer, train_blocks, batch_size)
+        general["steps"] = trainer_steps(cfg.trainer, train_blocks, batch_size, cfg.dataset.block_size)
     return {**keys, **general, **own}

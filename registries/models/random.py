@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
 from registries import MODELS
+from registries.counts import Count, number_of
 from registries.models.content import folder_sha256
+from registries.models.sizes import of_size, parameter_count, smallest
 from registries.registry import UserError, is_there
 
 Family = Literal["gpt2", "gpt_neox", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma3"]
@@ -55,6 +58,7 @@ class RandomModel:
         num_kv_heads: key/value heads, for families that group them (default: as many as heads).
         max_positions: longest sequence.
         tokenizer: folder of a tokenizer; its tokens must fit in vocab_size.
+        parameters: how many the model is to have, such as 2.74M, which solves the two widths; None: they stay.
     """
 
     def __init__(
@@ -67,39 +71,31 @@ class RandomModel:
         vocab_size: Annotated[int, Ge(2), Le(MAX_DIMENSION)] = 512,
         max_positions: Annotated[int, Ge(2), Le(MAX_DIMENSION)] = 2048,
         tokenizer: str | None = None,
+        parameters: Count | None = None,
     ):
         self.family = family
         self.tokenizer_path = tokenizer
-        kv_heads = num_kv_heads or num_heads
-        if family == "gpt2":
-            self.dimensions = {
-                "n_layer": num_layers,
-                "n_embd": hidden_size,
-                "n_head": num_heads,
-                "n_positions": max_positions,
+
+        def dimensions(hidden_size: int, intermediate_size: int) -> dict[str, Any]:
+            heads = (num_layers, num_heads, num_kv_heads or num_heads)
+            return _dimensions(family, hidden_size, intermediate_size, *heads, max_positions) | {
+                "vocab_size": vocab_size
             }
-        else:
-            self.dimensions = {
-                "num_hidden_layers": num_layers,
-                "hidden_size": hidden_size,
-                "num_attention_heads": num_heads,
-                "intermediate_size": 4 * hidden_size,
-                "max_position_embeddings": max_positions,
-            }
-            if family != "gpt_neox":
-                self.dimensions["num_key_value_heads"] = kv_heads
-        if family in ("qwen3", "gemma3"):
-            self.dimensions["head_dim"] = hidden_size // num_heads
-        if family in ("phi", "gpt_neox"):
-            rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
-            self.dimensions["rope_parameters"] = rope
-        if family == "gemma3":  # every sixth layer sees all tokens, with slower codes; all others see a window
-            kinds = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
-            self.dimensions["layer_types"] = [list(kinds)[(layer + 1) % 6 == 0] for layer in range(num_layers)]
-            self.dimensions["rope_parameters"] = {
-                kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()
-            }
-        self.dimensions["vocab_size"] = vocab_size
+
+        widths = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size}
+        if parameters is not None:
+
+            def count(widths: Mapping[str, int]) -> int:
+                return parameter_count({"model_type": self._model_type, **dimensions(**widths)})
+
+            # The model's width goes by whole heads, four channels each at least; that of the MLP makes up for the rest.
+            step, asked = 4 * num_heads, number_of(parameters)
+            wider = smallest(lambda n: count({"hidden_size": n * step, "intermediate_size": 4 * n * step}) > asked)
+            hidden_size = step * max(1, wider - 1)
+            widths = of_size(
+                count, lambda number: {"hidden_size": hidden_size, "intermediate_size": number}, parameters
+            )
+        self.dimensions = dimensions(**widths)
 
     def config(self) -> dict[str, Any]:
         return {"model_type": self._model_type, **self.dimensions}
@@ -136,6 +132,41 @@ class RandomModel:
     @property
     def _model_type(self) -> str:
         return "gemma3_text" if self.family == "gemma3" else self.family
+
+
+def _dimensions(
+    family: Family, hidden_size: int, mlp: int, num_layers: int, num_heads: int, num_kv_heads: int, max_positions: int
+) -> dict[str, Any]:
+    """The dimensions under the names that the config of a family has for them."""
+    if family == "gpt2":
+        return {
+            "n_layer": num_layers,
+            "n_embd": hidden_size,
+            "n_head": num_heads,
+            "n_inner": mlp,
+            "n_positions": max_positions,
+        }
+    dimensions = {
+        "num_hidden_layers": num_layers,
+        "hidden_size": hidden_size,
+        "num_attention_heads": num_heads,
+        "intermediate_size": mlp,
+        "max_position_embeddings": max_positions,
+    }
+    if family != "gpt_neox":
+        dimensions["num_key_value_heads"] = num_kv_heads
+    if family in ("qwen3", "gemma3"):
+        dimensions["head_dim"] = hidden_size // num_heads
+    if family in ("phi", "gpt_neox"):
+        rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        dimensions["rope_parameters"] = rope
+    if family == "gemma3":  # every sixth layer sees all tokens, with slower codes; all others see a window
+        kinds = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
+        dimensions["layer_types"] = [list(kinds)[(layer + 1) % 6 == 0] for layer in range(num_layers)]
+        dimensions["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()
+        }
+    return dimensions
 
 
 def byte_tokenizer() -> Any:

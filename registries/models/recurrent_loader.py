@@ -13,14 +13,15 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from registries import MODELS
+from registries.counts import Count
 from registries.models.recurrence import MODEL_TYPE, RECURRENCES, number_of_parameters
-from registries.models.sizes import ParameterCount, of_size
+from registries.models.sizes import in_proportion, of_size
 from registries.registry import defaults
 from registries.registry import parameters as parameters_of
 
 # What the model of every recurrence takes beside the recurrence's own arguments.
 SHARED = (
-    Parameter("parameters", Parameter.KEYWORD_ONLY, default=None, annotation=ParameterCount | None),
+    Parameter("parameters", Parameter.KEYWORD_ONLY, default=None, annotation=Count | None),
     Parameter("num_tokens", Parameter.KEYWORD_ONLY, default=257, annotation=Annotated[int, Ge(2)]),
 )
 
@@ -72,14 +73,14 @@ def recurrent_model(name: str, check: Callable[..., list[str]] | None = None) ->
 
     def add(recurrence: type) -> type:
         @wraps(recurrence, assigned=("__module__", "__doc__", "__qualname__"), updated=())
-        def load(num_tokens: int = 257, parameters: ParameterCount | None = None, **arguments: Any) -> RecurrentLoader:
+        def load(num_tokens: int = 257, parameters: Count | None = None, **arguments: Any) -> RecurrentLoader:
             arguments = {**defaults(recurrence), **arguments}
             if parameters is not None:
 
-                def count(sized: Mapping[str, Any]) -> int:
-                    return number_of_parameters(recurrence, sized, num_tokens)
+                def count(widths: Mapping[str, Any]) -> int:
+                    return number_of_parameters(recurrence, {**arguments, **widths}, num_tokens)
 
-                arguments = of_size(count, arguments, recurrence.widths, parameters)
+                arguments |= of_size(count, in_proportion(arguments, recurrence.widths), parameters)
             return RecurrentLoader(name, arguments, num_tokens)
 
         own = (item.replace(kind=Parameter.KEYWORD_ONLY) for item in parameters_of(recurrence).values())

@@ -17,7 +17,7 @@ from registries.registry import UserError
 
 def is_share(text: str) -> bool:
     """Whether a text is a share such as `50%`."""
-    return re.fullmatch(r"\d{1,9}\.?\d{0,9}%", text) is not None
+    return re.fullmatch(r"[0-9]{1,9}\.?[0-9]{0,9}%", text) is not None
 
 
 Budget = Annotated[int, Ge(1)] | Annotated[str, Predicate(is_share)]

@@ -189,9 +189,10 @@ def trainer_errors(cfg: Parts) -> list[str]:
     accelerator = keys.get("accelerator")
     if accelerator in ("gpu", "cuda") and not _has_gpu():
         errors.append(f"trainer.accelerator={accelerator}: there is no GPU here. Use trainer=auto or trainer=cpu")
-    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None:
+    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None and keys.get("max_tokens") is None:
         errors.append(
-            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs or trainer.max_steps"
+            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs, trainer.max_tokens or "
+            "trainer.max_steps"
         )
     return errors
 

@@ -51,7 +51,7 @@ GROUPS = {
     "tracking": Group(OPTIONS["tracking"], TRACKERS, ("experiment",)),
     "trainer": Group(OPTIONS["trainer"]),
     "dataset": Group(OPTIONS["dataset"], DATASETS),
-    "optimizer": Group(OPTIONS["optimizer"], OPTIMIZERS, ("parameters",)),
+    "optimizer": Group(OPTIONS["optimizer"], OPTIMIZERS, ("parameters", "tokens_per_step")),
     "tokenizer": Group(OPTIONS["tokenizer"], TOKENIZERS, ("texts",), reads=("dataset", "model"), absent=OWN),
     "model": Group(OPTIONS["model"], MODELS, ("cache_dir", "num_tokens"), reads=("tokenizer", "cache_dir")),
     "source": Group(  # chosen by model@source

@@ -10,6 +10,7 @@ from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import filled_in, step_sizes
 from registries import ATTENTION, UserError
 from registries.architectures import ARCHITECTURES, architecture_of, resolve_roles
+from registries.counts import number_of
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.models.model_folder import path_errors
@@ -27,6 +28,7 @@ def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
     errors = [message for messages in wrong.values() for message in messages]
     right = {name: keys for name, keys in parts["recovery"].items() if not wrong[name]}
     cfg = read_config({**parts, "recovery": right})
+    errors += _budget_errors(cfg)
     for name, keys in cfg.recovery.items():
         errors += [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
     config = cfg.model_loader().config() or {}
@@ -41,6 +43,19 @@ def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
             "compute the same twice; set it to false"
         )
     return errors
+
+
+def _budget_errors(cfg: Config) -> list[str]:
+    """Whether the budget of tokens is enough for a step."""
+    if cfg.trainer.max_tokens is None:
+        return []
+    budget, block_size = number_of(cfg.trainer.max_tokens), cfg.dataset.block_size
+    return [
+        f"trainer.max_tokens={cfg.trainer.max_tokens} is less than one step, which has {blocks} blocks ({key}) of "
+        f"{block_size} tokens: set it to {blocks * block_size} at least"
+        for key, blocks in step_sizes(cfg).items()
+        if not key.startswith("replacement.") and blocks * block_size > budget
+    ]
 
 
 def device_errors(parts: Mapping[str, Any]) -> list[str]:

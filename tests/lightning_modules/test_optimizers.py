@@ -58,3 +58,14 @@ def test_options_reach_the_optimizer():
 def test_values_out_of_range_are_errors(options):
     (message,) = OPTIMIZERS.check("adamw", options, {"parameters"})
     assert next(iter(options)) in message
+
+
+@pytest.mark.parametrize(("tokens_per_step", "beta2"), [(1_000, 0.5**0.1), (10_000, 0.5), (20_000, 0.25)])
+def test_a_half_life_in_tokens_decides_beta2(tokens_per_step, beta2):
+    optimizer = OPTIMIZERS.build(
+        "adamw",
+        parameters=[torch.nn.Parameter(torch.zeros(2))],
+        beta2_half_life="10K",
+        tokens_per_step=tokens_per_step,
+    )
+    assert optimizer.defaults["betas"] == (0.9, pytest.approx(beta2))

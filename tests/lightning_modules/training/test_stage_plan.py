@@ -61,21 +61,27 @@ def test_what_is_named_is_all_there_is():
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "max_epochs", "blocks", "steps"),
+    ("max_steps", "max_epochs", "max_tokens", "blocks", "steps"),
     [
-        (5, None, 12, 5),
-        (0, None, 12, 0),
-        (-1, 2, 12, 6),
-        (-1, 2, 13, 7),  # the last step goes on into a third epoch
-        (5, 2, 12, 5),
-        (9, 2, 12, 6),
-        (9, 2, 0, 9),  # blocks not known yet
-        (-1, 2, 0, None),
-        (-1, None, 12, None),
+        (5, None, None, 12, 5),
+        (0, None, None, 12, 0),
+        (-1, 2, None, 12, 6),
+        (-1, 2, None, 13, 7),  # the last step goes on into a third epoch
+        (5, 2, None, 12, 5),
+        (9, 2, None, 12, 6),
+        (9, 2, None, 0, 9),  # blocks not known yet
+        (-1, 2, None, 0, None),
+        (-1, None, None, 12, None),
+        (-1, None, 400, 12, 10),  # of 4 blocks of 10 tokens
+        (-1, None, "0.399K", 12, 9),
+        (-1, 2, 400, 12, 6),
+        (5, None, 400, 12, 5),
+        (9, None, 320, 12, 8),
     ],
 )
-def test_steps_of_the_trainer(max_steps, max_epochs, blocks, steps):
-    assert trainer_steps(SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs), blocks, 4) == steps
+def test_steps_of_the_trainer(max_steps, max_epochs, max_tokens, blocks, steps):
+    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, max_tokens=max_tokens)
+    assert trainer_steps(trainer, blocks, 4, 10) == steps
 
 
 # What null stands for
@@ -324,10 +330,13 @@ def test_checkpointing_a_core_that_does_not_compute_the_same_twice(restless, rec
 # What training does otherwise than its keys may be read
 
 
-def notes_of(steps, batch_size, blocks, scope="model", patience=None, interval=None, max_epochs=None):
-    stage = SimpleNamespace(steps=steps, batch_size=batch_size, scope=scope)
+def notes_of(steps, batch_size, blocks, scope="model", patience=None, interval=None, max_epochs=None, max_tokens=None):
+    workspace = SimpleNamespace(block_size=10)
+    stage = SimpleNamespace(steps=steps, batch_size=batch_size, scope=scope, workspace=workspace)
     stopping = EarlyStoppingSettings(patience=patience, min_delta=0.0)
-    trainer = SimpleNamespace(max_epochs=max_epochs, early_stopping=stopping, val_check_interval=interval)
+    trainer = SimpleNamespace(
+        max_epochs=max_epochs, max_tokens=max_tokens, early_stopping=stopping, val_check_interval=interval
+    )
     return training_notes("kl", stage, trainer, blocks)
 
 
@@ -370,3 +379,17 @@ def test_early_stopping_that_cannot_act_is_told(steps, patience, interval, note)
     assert not notes or re.search(note, notes[0])
     if patience:
         assert "does not watch" in notes_of(steps, 4, 12, "layers", patience, interval)[0]
+
+
+def test_a_budget_of_tokens_that_is_not_used_up_is_told():
+    assert notes_of(10, 4, 12, max_tokens=439) == []  # 11 steps would be more
+    (note,) = notes_of(9, 4, 12, max_tokens="0.4K")
+    assert "9 steps are 360 tokens, fewer than trainer.max_tokens=0.4K" in note
+    assert notes_of(9, 4, 12, "layers", max_tokens="0.4K") == []
+
+
+def test_a_budget_of_less_than_a_step():
+    lines = ["model=random", "model.freeze=false", "dataset.block_size=64", "dataset.batch_size=2"]
+    with pytest.raises(UserError, match=r"trainer.max_tokens=100 is less than one step.*128 at least"):
+        train.compose([*lines, "trainer.max_tokens=100"])
+    train.compose([*lines, "trainer.max_tokens=128"])

@@ -93,3 +93,17 @@ def test_the_end_of_a_text_is_the_only_special_token():
     assert TOKENIZER.eos_token_id == TOKENIZER.pad_token_id == 256
     assert TOKENIZER("a<|endoftext|>b")["input_ids"][1] == 256
     assert len(TOKENIZER("日本語 🙂\n\t")["input_ids"]) == len("日本語 🙂\n\t".encode())
+
+
+@each_family
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_a_number_of_parameters_solves_the_widths(family, kv_heads):
+    if family in ("gpt2", "gpt_neox"):
+        kv_heads = None
+    model = random(family=family, num_kv_heads=kv_heads, num_layers=3, parameters="0.9M").model(torch.float32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(900_000, rel=0.01)
+
+
+def test_a_number_of_parameters_that_no_width_reaches():
+    with pytest.raises(UserError, match=r"model.parameters=5K: .* the nearest is \d+,\d+"):
+        random(parameters="5K")

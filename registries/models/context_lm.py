@@ -8,13 +8,12 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from registries.models.context_steps import LARGEST, Steps
 from registries.models.recurrence import RecurrentOutput
 from registries.models.recurrent_loader import recurrent_model
 
 Update = Literal["gated", "additive", "overwrite", "linear"]
 Dimension = Annotated[int, Ge(1)]
-
-LARGEST = 10.0  # absolute value of a number in the context
 
 
 @recurrent_model("context_lm")
@@ -77,21 +76,43 @@ class ContextVector(nn.Module):
         return self._in_turn(embeddings, context, starts)
 
     def _in_turn(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
+        by_step = embeddings.transpose(0, 1)
         weight_embedding, weight_context = self.read.weight.split([self.input_dim, self.context_dim], 1)
-        read = nn.functional.linear(embeddings, weight_embedding, self.read.bias)
-        hidden, before, after = [], [], []
-        for step in range(embeddings.shape[1]):
-            if starts is not None:
-                context = context.masked_fill(starts[:, step, None], 0)
-            before.append(context)
-            hidden.append(self._stack(read[:, step] + nn.functional.linear(context, weight_context)))
-            context = self._updated(context, self.change(hidden[-1]))
-            after.append(context)
+        read = nn.functional.linear(by_step, weight_embedding, self.read.bias)
+        kept = None if starts is None else (~starts).t()[..., None].to(read.dtype)
+        if embeddings.is_cpu and len(by_step) > 1:
+            hidden, after = self._steps(read, context, kept, weight_context)
+        else:
+            hidden, after = self._step_by_step(read, context, kept, weight_context)
         loss = None
         if self.rule == "overwrite" and self.training:
-            old = torch.cat([torch.stack(before, 1), embeddings], -1)
-            loss = (self.reconstruct(torch.stack(after, 1)) - old).square().mean(-1)
-        return RecurrentOutput(torch.stack(hidden, 1), (context,), loss)
+            before = torch.cat([context[None], after[:-1]])
+            old = torch.cat([before if kept is None else before * kept, by_step], -1)
+            loss = (self.reconstruct(after) - old).square().mean(-1).t()
+        return RecurrentOutput(hidden.transpose(0, 1), (after[-1],), loss)
+
+    def _steps(self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and contexts after the tokens, (length, batch, width) each, by `Steps`."""
+        share = self.dropout.p if self.training else 0.0
+        masks = None
+        if share:
+            masks = torch.rand(len(self.layers) + 1, *read.shape, dtype=read.dtype, device=read.device) >= share
+        options = {"rule": self.rule, "residual": self.residual, "layers": len(self.layers), "kept": kept}
+        weights = [read_weight, *self.change.parameters(), *self.context_norm.parameters()]
+        weights += [*self.layers.parameters(), *self.norms.parameters()]
+        return Steps.apply({**options, "masks": masks, "scale": 1 / (1 - share)}, read, context, *weights)
+
+    def _step_by_step(
+        self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same without a backward pass of its own: on other devices, and of one token."""
+        hidden, after = [], []
+        for step in range(len(read)):
+            before = context if kept is None else context * kept[step]
+            hidden.append(self._stack(read[step] + nn.functional.linear(before, read_weight)))
+            context = self._updated(before, self.change(hidden[-1]))
+            after.append(context)
+        return torch.stack(hidden), torch.stack(after)
 
     def _stack(self, first: Tensor) -> Tensor:
         """The stack from the outputs of its first linear layer on, (..., hidden width)."""

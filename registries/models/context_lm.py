@@ -9,6 +9,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from registries.models.context_steps import LARGEST, Steps
+from registries.models.fast_dropout import FastDropout
 from registries.models.recurrence import RecurrentOutput
 from registries.models.recurrent_loader import recurrent_model
 
@@ -26,8 +27,9 @@ class ContextVector(nn.Module):
     - `additive`: LN(c + d);
     - `overwrite`: LN(tanh(d)), from which the context before it and the embedding are reconstructed: the mean squared
       error of that is added to the loss;
-    - `linear`: f * c + i * d, where d, f and i depend on the token's embedding alone, and the stack reads LN(c). So all
-      tokens of a text are computed together but for the products and sums of this one line.
+    - `linear`: f * c + (1 - f) * d, where d and f are more of the token's embedding and the stack reads LN(c). So all
+      tokens of a text are computed together but for the products and sums of this one line. At the start
+      of training, half of what a channel holds is gone after 1 to 256 tokens.
 
     Args:
         embed_dim: width of the embeddings.
@@ -54,14 +56,17 @@ class ContextVector(nn.Module):
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
     ):
         super().__init__()
-        self.input_dim, self.output_dim = embed_dim, hidden_dim
-        self.context_dim, self.rule, self.residual = context_dim, update, residual
+        self.embed_dim, self.context_dim, self.output_dim = embed_dim, context_dim, hidden_dim
+        self.input_dim = embed_dim + (2 * context_dim if update == "linear" else 0)
+        self.rule, self.residual = update, residual
         self.read = nn.Linear(embed_dim + context_dim, hidden_dim)
         self.layers = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(num_layers - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(num_layers if norm else 0))
-        self.dropout = nn.Dropout(dropout)
-        parts = 3 if update in ("gated", "linear") else 1
-        self.change = nn.Linear(embed_dim if update == "linear" else hidden_dim, parts * context_dim)
+        self.dropout = FastDropout(dropout)
+        if update == "linear":
+            self.forget = nn.Parameter(first_forget(context_dim))
+        else:
+            self.change = nn.Linear(hidden_dim, (3 if update == "gated" else 1) * context_dim)
         self.context_norm = nn.LayerNorm(context_dim)
         if update == "overwrite":
             self.reconstruct = nn.Linear(context_dim, context_dim + embed_dim)
@@ -77,7 +82,7 @@ class ContextVector(nn.Module):
 
     def _in_turn(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
         by_step = embeddings.transpose(0, 1)
-        weight_embedding, weight_context = self.read.weight.split([self.input_dim, self.context_dim], 1)
+        weight_embedding, weight_context = self.read.weight.split([self.embed_dim, self.context_dim], 1)
         read = nn.functional.linear(by_step, weight_embedding, self.read.bias)
         kept = None if starts is None else (~starts).t()[..., None].to(read.dtype)
         if embeddings.is_cpu and len(by_step) > 1:
@@ -93,14 +98,12 @@ class ContextVector(nn.Module):
 
     def _steps(self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and contexts after the tokens, (length, batch, width) each, by `Steps`."""
-        share = self.dropout.p if self.training else 0.0
-        masks = None
-        if share:
-            masks = torch.rand(len(self.layers) + 1, *read.shape, dtype=read.dtype, device=read.device) >= share
-        options = {"rule": self.rule, "residual": self.residual, "layers": len(self.layers), "kept": kept}
+        layers = len(self.layers)
+        masks = self.dropout.masks(read, 1 + layers, *read.shape)
+        scale = 1.0 if masks is None else 1 / (1 - self.dropout.p)
         weights = [read_weight, *self.change.parameters(), *self.context_norm.parameters()]
         weights += [*self.layers.parameters(), *self.norms.parameters()]
-        return Steps.apply({**options, "masks": masks, "scale": 1 / (1 - share)}, read, context, *weights)
+        return Steps.apply(self.rule, self.residual, layers, scale, masks, kept, read, context, *weights)
 
     def _step_by_step(
         self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor
@@ -132,16 +135,23 @@ class ContextVector(nn.Module):
         return self.context_norm(context).clamp(-LARGEST, LARGEST)
 
     def _together(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
-        new, forget, write = self.change(embeddings).chunk(3, -1)
-        keep = forget.sigmoid()
+        embeddings, new, forget = embeddings.split([self.embed_dim, self.context_dim, self.context_dim], -1)
+        forget = (forget + self.forget).sigmoid()
+        add = (1 - forget) * new
         if starts is not None:
-            keep = keep.masked_fill(starts[..., None], 0)  # which is multiplied by what was before the token
-        contexts = linear_scan(keep, write.sigmoid() * new, context)
+            forget = forget.masked_fill(starts[..., None], 0)  # which is multiplied by what was before the token
+        contexts = linear_scan(forget, add, context)
         before = torch.cat([context[:, None], contexts[:, :-1]], 1)
         if starts is not None:
             before = before.masked_fill(starts[..., None], 0)
         read = torch.cat([embeddings, self.context_norm(before).clamp(-LARGEST, LARGEST)], -1)
         return RecurrentOutput(self._stack(self.read(read)), (contexts[:, -1],))
+
+
+def first_forget(width: int) -> Tensor:
+    """(width,): logits of the shares that channels keep at each token, so that half is gone after 1 to 256 tokens."""
+    half_lives = torch.logspace(0, 8, width, base=2)
+    return torch.logit(0.5 ** (1 / half_lives))
 
 
 def linear_scan(keep: Tensor, add: Tensor, first: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from registries.models.fast_dropout import FastDropout
 from registries.models.recurrence import RecurrentOutput
 from registries.models.recurrent_loader import recurrent_model
 
@@ -37,7 +38,7 @@ class LSTM(nn.Module):
         self.input_dim, self.output_dim = embed_dim, hidden_dim
         between = dropout if num_layers > 1 else 0.0
         self.cells = nn.LSTM(embed_dim, hidden_dim, num_layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout)
 
     def forward(
         self, embeddings: Tensor, state: tuple[Tensor, ...] | None = None, starts: Tensor | None = None

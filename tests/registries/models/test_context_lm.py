@@ -31,9 +31,9 @@ def test_a_context_stays_within_bounds():
 
 
 def test_only_overwrite_has_a_loss_of_its_own_and_only_in_training():
-    embeddings = torch.randn(2, 3, 6)
     for update in ("gated", "additive", "linear", "overwrite"):
         model = ContextVector(update=update, **SIZES)
+        embeddings = torch.randn(2, 3, model.input_dim)
         loss = model.train()(embeddings).auxiliary_loss
         assert (loss is not None) == (update == "overwrite")
         assert model.eval()(embeddings).auxiliary_loss is None

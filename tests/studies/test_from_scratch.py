@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import registries.recurrent_lm  # noqa: F401
@@ -13,6 +14,7 @@ from lightning_modules import load_module
 from lightning_modules.config import read_config
 from lightning_modules.training.trainer import evaluate
 from registries.models.recurrence import RECURRENCES
+from registries.option import CONF
 from studies.run.curves import read_curves
 from studies.tools.export import export
 
@@ -26,12 +28,26 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.parametrize("name", RECURRENCES.names())
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_without_more_it_is_trained_on_the_tokens_of_the_size(name, size):
+    cfg = train.compose([f"model={name}", f"size={size}"])
+    values = yaml.safe_load((CONF / "size" / f"{size}.yaml").read_text())
+    assert cfg.dataset.block_size == values["scratch_block_size"]
+    assert cfg.trainer.max_tokens == values["scratch_tokens"]
+    assert (cfg.trainer.max_steps, cfg.model.freeze, cfg.tokenizer.name) == (-1, False, "byte_bpe")
+    own = train.compose([f"model={name}", "tokenizer=word", "dataset.block_size=8", "trainer.max_tokens=5K"])
+    assert (own.tokenizer.name, own.dataset.block_size, own.trainer.max_tokens) == ("word", 8, "5K")
+
+
 @pytest.mark.parametrize("tokenizer", ["word", "byte_bpe"])
 @pytest.mark.parametrize("name", RECURRENCES.names())
 def test_a_run_trains_everything_and_is_loaded_with_its_tokenizer(run_once, name, tokenizer):
     size = {"word": 100, "byte_bpe": 300}[tokenizer]
     lines = [f"model={name}", *SMALL.get(name, ()), f"tokenizer={tokenizer}", f"tokenizer.vocab_size={size}"]
-    folder = run_once(*lines, "optimizer.lr=1e-2", "trainer.max_steps=20", "trainer.val_check_interval=20")
+    folder = run_once(
+        *lines, "optimizer.lr=1e-2", "trainer.max_steps=20", "trainer.max_tokens=null", "trainer.val_check_interval=20"
+    )
     result = result_of(folder)
     metrics = result["metrics"]
     assert metrics["params/trainable"] == metrics["params/total"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from registries.models.context_steps import LARGEST, Steps
 from registries.models.fast_dropout import FastDropout
+from registries.models.linear_scan import linear_scan
 from registries.models.recurrence import RecurrentOutput
 from registries.models.recurrent_loader import recurrent_model
 
@@ -82,13 +83,10 @@ class ContextVector(nn.Module):
 
     def _in_turn(self, embeddings: Tensor, context: Tensor, starts: Tensor | None) -> RecurrentOutput:
         by_step = embeddings.transpose(0, 1)
-        weight_embedding, weight_context = self.read.weight.split([self.embed_dim, self.context_dim], 1)
-        read = nn.functional.linear(by_step, weight_embedding, self.read.bias)
-        kept = None if starts is None else (~starts).t()[..., None].to(read.dtype)
-        if embeddings.is_cpu and len(by_step) > 1:
-            hidden, after = self._steps(read, context, kept, weight_context)
-        else:
-            hidden, after = self._step_by_step(read, context, kept, weight_context)
+        kept = None if starts is None else (~starts).t()[..., None].to(embeddings.dtype)
+        is_plain = all(type(layer) is nn.Linear for layer in (self.read, self.change, *self.layers))  # without LoRA
+        compute = self._steps if is_plain and embeddings.is_cpu and len(by_step) > 1 else self._step_by_step
+        hidden, after = compute(by_step, context, kept)
         loss = None
         if self.rule == "overwrite" and self.training:
             before = torch.cat([context[None], after[:-1]])
@@ -96,23 +94,22 @@ class ContextVector(nn.Module):
             loss = (self.reconstruct(after) - old).square().mean(-1).t()
         return RecurrentOutput(hidden.transpose(0, 1), (after[-1],), loss)
 
-    def _steps(self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _steps(self, by_step: Tensor, context: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden states and contexts after the tokens, (length, batch, width) each, by `Steps`."""
-        layers = len(self.layers)
+        of_embedding, of_context = self.read.weight.split([self.embed_dim, self.context_dim], 1)
+        read, layers = nn.functional.linear(by_step, of_embedding, self.read.bias), len(self.layers)
         masks = self.dropout.masks(read, 1 + layers, *read.shape)
         scale = 1.0 if masks is None else 1 / (1 - self.dropout.p)
-        weights = [read_weight, *self.change.parameters(), *self.context_norm.parameters()]
+        weights = [of_context, *self.change.parameters(), *self.context_norm.parameters()]
         weights += [*self.layers.parameters(), *self.norms.parameters()]
         return Steps.apply(self.rule, self.residual, layers, scale, masks, kept, read, context, *weights)
 
-    def _step_by_step(
-        self, read: Tensor, context: Tensor, kept: Tensor | None, read_weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The same without a backward pass of its own: on other devices, and of one token."""
+    def _step_by_step(self, by_step: Tensor, context: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same without a backward pass of its own."""
         hidden, after = [], []
-        for step in range(len(read)):
+        for step, embedding in enumerate(by_step):
             before = context if kept is None else context * kept[step]
-            hidden.append(self._stack(read[step] + nn.functional.linear(before, read_weight)))
+            hidden.append(self._stack(self.read(torch.cat([embedding, before], -1))))
             context = self._updated(before, self.change(hidden[-1]))
             after.append(context)
         return torch.stack(hidden), torch.stack(after)
@@ -152,37 +149,3 @@ def first_forget(width: int) -> Tensor:
     """(width,): logits of the shares that channels keep at each token, so that half is gone after 1 to 256 tokens."""
     half_lives = torch.logspace(0, 8, width, base=2)
     return torch.logit(0.5 ** (1 / half_lives))
-
-
-def linear_scan(keep: Tensor, add: Tensor, first: Tensor) -> Tensor:
-    """(batch, length, width): c_t = keep_t * c_(t-1) + add_t, where c before the first token is `first`."""
-    return LinearScan.apply(keep, add, first)
-
-
-class LinearScan(torch.autograd.Function):
-    """A loop over the length of element-wise steps; going back, the same loop from the end."""
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
-    def forward(ctx, keep: Tensor, add: Tensor, first: Tensor) -> Tensor:
-        keep, states = keep.transpose(0, 1).contiguous(), _copied(add.transpose(0, 1))
-        before = first
-        for factor, state in zip(keep, states, strict=True):
-            state.addcmul_(factor, before)
-            before = state
-        ctx.save_for_backward(keep, states, first)
-        return states.transpose(0, 1)
-
-    @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keep, states, first = ctx.saved_tensors
-        gradients = _copied(gradient.transpose(0, 1))
-        for step in range(len(gradients) - 1, 0, -1):
-            gradients[step - 1].addcmul_(keep[step], gradients[step])
-        before = torch.cat([first[None], states[:-1]])
-        return (gradients * before).transpose(0, 1), gradients.transpose(0, 1), gradients[0] * keep[0]
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
 
-from registries.models.context_lm import LARGEST, ContextVector, linear_scan
+from registries.models.context_lm import LARGEST, ContextVector
 
 SIZES = {"embed_dim": 6, "context_dim": 5, "hidden_dim": 7, "dropout": 0.0}
 
@@ -53,24 +55,16 @@ def test_the_loss_of_overwrite_falls_when_it_is_trained_for():
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("length", [1, 2, 17])
-def test_the_scan_has_the_gradients_of_a_loop(length):
-    generator = torch.Generator().manual_seed(length)
-
-    def drawn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    keep, add, first = drawn(2, length, 3), drawn(2, length, 3), drawn(2, 3)
-    state, states = first, []
-    for step in range(length):
-        state = keep[:, step] * state + add[:, step]
-        states.append(state)
-    expected, scanned = torch.stack(states, 1), linear_scan(keep, add, first)
-    assert scanned.allclose(expected)
-    weights = torch.randn(2, length, 3, generator=generator, dtype=torch.float64)
-    for gradient, own in zip(
-        torch.autograd.grad(scanned, (keep, add, first), weights),
-        torch.autograd.grad(expected, (keep, add, first), weights),
-        strict=True,
-    ):
-        assert gradient.allclose(own)
+@pytest.mark.parametrize("update", ["gated", "additive", "overwrite"])
+def test_steps_of_their_own_are_those_of_the_layers(update):
+    """LoRA on a layer is left out of nothing."""
+    torch.manual_seed(0)
+    model, embeddings = ContextVector(update=update, num_layers=3, **SIZES).double(), torch.randn(2, 7, 6).double()
+    expected = model(embeddings)
+    for name in ("read", "change", "layers.1"):
+        wrapped = copy.deepcopy(model)
+        layer = wrapped.get_submodule(name)
+        wrapped.set_submodule(name, torch.nn.Sequential(layer))  # which is no linear layer any more
+        assert wrapped(embeddings).hidden.allclose(expected.hidden)
+        layer.weight.data *= 2
+        assert not wrapped(embeddings).hidden.allclose(expected.hidden)

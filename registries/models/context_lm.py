@@ -98,8 +98,7 @@ class ContextVector(nn.Module):
         """Hidden states and contexts after the tokens, (length, batch, width) each, by `Steps`."""
         of_embedding, of_context = self.read.weight.split([self.embed_dim, self.context_dim], 1)
         read, layers = nn.functional.linear(by_step, of_embedding, self.read.bias), len(self.layers)
-        masks = self.dropout.masks(read, 1 + layers, *read.shape)
-        scale = 1.0 if masks is None else 1 / (1 - self.dropout.p)
+        masks, scale = self.dropout.mask(read.device, 1 + layers, *read.shape), self.dropout.scale
         weights = [of_context, *self.change.parameters(), *self.context_norm.parameters()]
         weights += [*self.layers.parameters(), *self.norms.parameters()]
         return Steps.apply(self.rule, self.residual, layers, scale, masks, kept, read, context, *weights)

@@ -8,10 +8,12 @@ the weights after them. What is left of a step writes into tensors that hold all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from registries.models.packed_linear import PackedLinear
 
 Rule = Literal["gated", "additive", "overwrite"]
 
@@ -19,6 +21,7 @@ LARGEST = 10.0  # absolute value of a number in the context
 EPSILON = 1e-5  # of the norms, as torch has it
 
 native = torch.ops.aten
+threshold_backward = native.threshold_backward.grad_input
 
 
 class Weights(NamedTuple):
@@ -46,31 +49,53 @@ class Weights(NamedTuple):
 
 
 class Tape:
-    """What the steps of a forward pass leave for the backward pass, (length, batch, width) each.
+    """What the steps write: of a forward pass, and of the backward pass after it, (length, batch, width) each.
+
+    Memory that was just allocated is slow to write to, so the tape of the last training step serves the next one.
 
     Attributes:
-        before, after: contexts as a token finds and leaves them.
+        contexts: before the first token, and after each.
+        before: contexts as tokens find them.
         active: of each layer, its outputs after ReLU and dropout.
         states: of each layer, its outputs with what it adds to.
         normed: what comes out of the norms of the stack.
         changes: what the context is updated by, after its nonlinearity.
         sums: what the context's norm reads.
+        gradients: of `active` before the ReLU, of `normed`, of `changes`, and of what the norm makes of `sums`.
         statistics: of each step, mean and inverse deviation of the norms of the stack and of the context.
     """
 
-    def __init__(self, read: Tensor, width: int, changes: int, layers: int, norms: int, residual: bool, cut: bool):
-        length, batch, hidden = read.shape
+    last: ClassVar[Tape | None] = None
 
-        def room(width: int, more: int = 0) -> Tensor:
-            return read.new_empty(length + more, batch, width)
+    def __init__(self, form: tuple):
+        self.form = form
+        self.length, batch, hidden, width, changes, layers, norms, residual, cut, self.options = form
 
-        contexts = room(width, 1)
-        self.before, self.after = (room(width) if cut else contexts[:-1]), contexts[1:]
-        self.active = [room(hidden) for _ in range(1 + layers)]
-        self.states = [self.active[0], *(room(hidden) if residual else active for active in self.active[1:])]
-        self.normed = [room(hidden) for _ in range(norms)]
-        self.changes, self.sums = room(changes), room(width)
+        def room(width: int, count: int = 1, length: int = self.length) -> list[Tensor]:
+            return [torch.empty(length, batch, width, **dict(self.options)) for _ in range(count)]
+
+        (self.contexts,) = room(width, length=self.length + 1)
+        self.before = room(width)[0] if cut else self.contexts[:-1]
+        self.active = room(hidden, 1 + layers)
+        self.states = [self.active[0], *(room(hidden, layers) if residual else self.active[1:])]
+        self.normed, (self.changes,), (self.sums,) = room(hidden, norms), room(changes), room(width)
+        self.gradients = (room(hidden, 1 + layers), room(hidden, norms), *room(changes), *room(width))
         self.statistics: list[list[tuple[Tensor, Tensor]]] = []
+
+    @classmethod
+    def of(cls, weights: Weights, read: Tensor, width: int, residual: bool, cut: bool) -> Tape:
+        """A tape with room for a text: the last one, if it is free and of this form."""
+        options = (("dtype", read.dtype), ("device", read.device))
+        counts = len(weights.change[1]), len(weights.layers), len(weights.norms)
+        form = (*read.shape, width, *counts, residual, cut, options)
+        tape, cls.last = cls.last, None
+        tape = tape if tape is not None and tape.form == form else cls(form)
+        tape.statistics = []
+        return tape
+
+    def release(self) -> None:
+        """Leave it to the next pass."""
+        Tape.last = self
 
     @property
     def hidden(self) -> Tensor:
@@ -99,8 +124,8 @@ class Steps(torch.autograd.Function):
 
         Args:
             layers: of the stack but the first.
-            scale: what dropout multiplies by where it does not drop.
-            masks: (1 + layers, length, batch, hidden), 0 where dropout drops, else `scale`; None: it drops nothing.
+            scale: what dropout multiplies by what it does not drop.
+            masks: (1 + layers, length, batch, hidden), False where dropout drops; None: it drops nothing.
             kept: (length, batch, 1), 0 where a text begins and 1 elsewhere; None: it begins nowhere.
             read: (length, batch, hidden), the embeddings' share of the first layer, with its bias.
             context: (batch, context width), before the first token.
@@ -110,34 +135,35 @@ class Steps(torch.autograd.Function):
             Hidden states (length, batch, hidden), and contexts after the tokens (length, batch, context width).
         """
         weights, width = Weights.of(flat, layers), context.shape[1]
-        changes, norms = len(weights.change[1]), len(weights.norms)
-        tape = Tape(read, width, changes, layers, norms, residual, cut=kept is not None)
-        linears = [(weight.t(), bias) for weight, bias in weights.layers]
-        to_read, to_change = weights.read.t(), weights.change[0].t()
-        for step in range(len(read)):
-            before, statistics = tape.before[step], []
+        tape = Tape.of(weights, read, width, residual, cut=kept is not None)
+        # What ReLU gives grows with what it gets, so that the scale may come before it.
+        batch = len(context)
+        linears = [PackedLinear(weight * scale, batch, bias * scale) for weight, bias in weights.layers]
+        to_read, to_change = (weights.read * scale).t(), PackedLinear(weights.change[0], batch, weights.change[1])
+        masks = [[None] * len(read)] * (1 + layers) if masks is None else [part.unbind() for part in masks]
+        active, states, normed = (
+            [part.unbind() for part in parts] for parts in (tape.active, tape.states, tape.normed)
+        )
+        tape.contexts[0] = context
+        rows = zip(read, tape.contexts[1:], tape.before, tape.changes, tape.sums, strict=True)
+        for step, (read_step, after, before, change, total) in enumerate(rows):
+            statistics: list[tuple[Tensor, Tensor]] = []
             if kept is not None:
                 torch.mul(context, kept[step], out=before)
-            elif step == 0:
-                before.copy_(context)
-            active = tape.active[0][step]
-            state = torch.addmm(read[step], before, to_read, out=active).relu_()
-            if masks is not None:
-                active.mul_(masks[0, step])
-            for index, (weight, bias) in enumerate(linears):
-                if weights.norms:
-                    state = _normalised(state, weights.norms[index], statistics, tape.normed[index][step])
-                active, state_before = tape.active[index + 1][step], tape.states[index][step]
-                torch.addmm(bias, state, weight, out=active).relu_()
-                if masks is not None:
-                    active.mul_(masks[index + 1, step])
-                state = active
-                if residual:
-                    state = torch.add(state_before, active, out=tape.states[index + 1][step])
-            if weights.norms:
-                state = _normalised(state, weights.norms[-1], statistics, tape.normed[-1][step])
-            change, total = tape.changes[step], tape.sums[step]
-            torch.addmm(weights.change[1], state, to_change, out=change)
+            state = torch.addmm(read_step, before, to_read, beta=scale, out=active[0][step]).relu_()
+            if masks[0][step] is not None:
+                state.mul_(masks[0][step])
+            for index, linear in enumerate(linears):
+                inputs = state
+                if normed:
+                    inputs = _normalised(state, weights.norms[index], statistics, normed[index][step])
+                outputs, mask = linear(inputs, relu=True), masks[index + 1][step]
+                kept_outputs = active[index + 1][step]
+                outputs = kept_outputs.copy_(outputs) if mask is None else torch.mul(outputs, mask, out=kept_outputs)
+                state = torch.add(state, outputs, out=states[index + 1][step]) if residual else outputs
+            if normed:
+                state = _normalised(state, weights.norms[-1], statistics, normed[-1][step])
+            change.copy_(to_change(state))
             if rule == "gated":
                 change[:, width:].sigmoid_()
                 torch.mul(change[:, width : 2 * width], before, out=total)
@@ -146,64 +172,66 @@ class Steps(torch.autograd.Function):
                 torch.add(before, change, out=total)
             else:
                 torch.tanh(change, out=total)
-            normal = _normalised(total, weights.norm, statistics)
-            context = torch.clamp(normal, -LARGEST, LARGEST, out=tape.after[step])
+            context = _normalised(total, weights.norm, statistics)
+            context = torch.clamp(context, -LARGEST, LARGEST, out=after)
             tape.statistics.append(statistics)
+        outputs = tape.hidden.clone(), tape.contexts[1:].clone()
+        if not any(ctx.needs_input_grad):
+            tape.release()
+            return outputs
         ctx.save_for_backward(*flat)
         ctx.tape, ctx.rule, ctx.residual, ctx.layers, ctx.scale, ctx.kept = tape, rule, residual, layers, scale, kept
-        return tape.hidden.clone(), tape.after.clone()
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, hidden: Tensor, after: Tensor) -> tuple:
         """Gradients, from those of the hidden states and of the contexts after the tokens."""
-        tape, flat = ctx.tape, ctx.saved_tensors
-        weights = Weights.of(flat, ctx.layers)
-        active, normed = ([torch.empty_like(part) for part in parts] for parts in (tape.active, tape.normed))
-        changes, sums = torch.empty_like(tape.changes), torch.empty_like(tape.sums)
-        inside = tape.after.abs() < LARGEST
+        tape, layers, rule = ctx.tape, ctx.layers, ctx.rule
+        weights = Weights.of(ctx.saved_tensors, layers)
+        inside = tape.contexts[1:].abs() < LARGEST
         inside = None if bool(inside.all()) else inside
-        slopes, forget = _slopes(ctx.rule, tape)
-        # Gradients of active outputs lack the scale of dropout: it is multiplied into what reads them.
-        linears = [weight * ctx.scale for weight, _ in weights.layers]
-        to_read, context = weights.read * ctx.scale, None
-        for step in reversed(range(len(hidden))):
+        slopes, forget = _slopes(rule, tape)
+        batch = hidden.shape[1]
+        linears = [PackedLinear((weight * ctx.scale).t(), batch) for weight, _ in weights.layers]
+        to_read, to_change = weights.read * ctx.scale, PackedLinear(weights.change[0].t(), batch)
+        own, normed, changes, sums = tape.gradients
+        own, active, states = ([part.unbind() for part in parts] for parts in (own, tape.active, tape.states))
+        parts, context = changes.unflatten(2, slopes.shape[2:]).unbind(), torch.zeros_like(sums[0])
+        for step in reversed(range(tape.length)):
             statistics = tape.statistics[step]
-            context = (
-                torch.add(after[step], context, out=sums[step])
-                if context is not None
-                else sums[step].copy_(after[step])
-            )
+            context = torch.add(after[step], context, out=sums[step])
             if inside is not None:
                 context.mul_(inside[step])
             context = _norm_backward(context, tape.sums[step], weights.norm, statistics[-1])
-            change = changes[step]
-            torch.mul(context[:, None], slopes[step], out=change.unflatten(1, slopes.shape[2:]))
-            state = torch.addmm(hidden[step], change, weights.change[0])
-            if weights.norms:
+            torch.mul(context[:, None], slopes[step], out=parts[step])
+            state = to_change.plus(changes[step], hidden[step])
+            if normed:
                 normed[-1][step] = state
-                state = _norm_backward(state, tape.states[-1][step], weights.norms[-1], statistics[-2])
-            for index in reversed(range(ctx.layers)):
-                own = active[index + 1][step]
-                native.threshold_backward.grad_input(state, tape.active[index + 1][step], 0, grad_input=own)
-                inputs = own @ linears[index]
-                if weights.norms:
+                state = _norm_backward(state, states[-1][step], weights.norms[-1], statistics[-2])
+            for index in reversed(range(layers)):
+                # Without the scale of dropout, which is in the weights that read it.
+                threshold_backward(state, active[index + 1][step], 0, grad_input=own[index + 1][step])
+                inputs = linears[index](own[index + 1][step])
+                if normed:
                     normed[index][step] = inputs
-                    inputs = _norm_backward(inputs, tape.states[index][step], weights.norms[index], statistics[index])
+                    inputs = _norm_backward(inputs, states[index][step], weights.norms[index], statistics[index])
                 state = state + inputs if ctx.residual else inputs
-            own = active[0][step]
-            native.threshold_backward.grad_input(state, tape.active[0][step], 0, grad_input=own)
-            if ctx.rule == "gated":
-                context = torch.addmm(context * forget[step], own, to_read)
+            threshold_backward(state, active[0][step], 0, grad_input=own[0][step])
+            if rule == "overwrite":
+                context = own[0][step] @ to_read
             else:
-                context = torch.addmm(context, own, to_read) if ctx.rule == "additive" else own @ to_read
+                context = torch.addmm(context * forget[step] if rule == "gated" else context, own[0][step], to_read)
             if ctx.kept is not None:
                 context = context * ctx.kept[step]
-        for part in active:
-            part.mul_(ctx.scale)
-        gradients = _weight_gradients(weights, tape, active, changes, sums, normed)
-        return None, None, None, None, None, None, active[0], context, *gradients
+        if ctx.scale != 1:
+            for part in tape.gradients[0]:
+                part.mul_(ctx.scale)
+        gradients = _weight_gradients(weights, tape)
+        read = tape.gradients[0][0].clone()
+        tape.release()
+        return None, None, None, None, None, None, read, context, *gradients
 
 
 def _slopes(rule: Rule, tape: Tape) -> tuple[Tensor, Tensor | None]:
@@ -217,10 +245,9 @@ def _slopes(rule: Rule, tape: Tape) -> tuple[Tensor, Tensor | None]:
     return (1 - tape.sums.square())[:, :, None], None
 
 
-def _weight_gradients(
-    weights: Weights, tape: Tape, active: list[Tensor], changes: Tensor, sums: Tensor, normed: list[Tensor]
-) -> list[Tensor]:
+def _weight_gradients(weights: Weights, tape: Tape) -> list[Tensor]:
     """Each in one product over all tokens, from the gradients of what the weights give; in the order of `Weights`."""
+    active, normed, changes, sums = tape.gradients
     statistics = [tuple(map(torch.stack, zip(*norm, strict=True))) for norm in zip(*tape.statistics, strict=True)]
     gradients = [_product(active[0], tape.before), *_linear_gradients(changes, tape.hidden)]
     gradients += _norm_gradients(sums, tape.sums, weights.norm, statistics[-1])

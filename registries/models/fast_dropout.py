@@ -20,15 +20,18 @@ class FastDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, states: Tensor) -> Tensor:
-        masks = self.masks(states, *states.shape)
-        return states if masks is None else states * masks
+    @property
+    def scale(self) -> float:
+        """What the entries that are not dropped are multiplied by."""
+        return 1 / (1 - self.p) if self.training else 1.0
 
-    def masks(self, like: Tensor, *shape: int) -> Tensor | None:
-        """What entries of this shape are multiplied by, in the dtype and on the device of `like`; None: by nothing."""
-        if not self.training or not self.p:
-            return None
-        return dropped(shape, self.p, like.device).to(like.dtype).mul_(1 / (1 - self.p))
+    def forward(self, states: Tensor) -> Tensor:
+        mask = self.mask(states.device, *states.shape)
+        return states if mask is None else states * (mask * self.scale)
+
+    def mask(self, device: torch.device, *shape: int) -> Tensor | None:
+        """False for the entries to be dropped; None: none are."""
+        return dropped(shape, self.p, device) if self.training and self.p else None
 
 
 def dropped(shape: Sequence[int], share: float, device: torch.device | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from registries.models.context_steps import LARGEST, Steps
 from registries.models.fast_dropout import FastDropout
 from registries.models.linear_scan import linear_scan
+from registries.models.packed_linear import linear_relu
 from registries.models.recurrence import RecurrentOutput
 from registries.models.recurrent_loader import recurrent_model
 
@@ -108,17 +109,17 @@ class ContextVector(nn.Module):
         hidden, after = [], []
         for step, embedding in enumerate(by_step):
             before = context if kept is None else context * kept[step]
-            hidden.append(self._stack(self.read(torch.cat([embedding, before], -1))))
+            hidden.append(self._stack(self.read(torch.cat([embedding, before], -1)).relu()))
             context = self._updated(before, self.change(hidden[-1]))
             after.append(context)
         return torch.stack(hidden), torch.stack(after)
 
     def _stack(self, first: Tensor) -> Tensor:
-        """The stack from the outputs of its first linear layer on, (..., hidden width)."""
-        hidden = self.dropout(first.relu())
+        """The stack from the outputs of its first layer on, (..., hidden width)."""
+        hidden = self.dropout(first)
         for index, layer in enumerate(self.layers):
             inputs = self.norms[index](hidden) if self.norms else hidden
-            outputs = self.dropout(layer(inputs).relu())
+            outputs = self.dropout(linear_relu(layer, inputs))
             hidden = hidden + outputs if self.residual else outputs
         return self.norms[-1](hidden) if self.norms else hidden
 
@@ -141,7 +142,7 @@ class ContextVector(nn.Module):
         if starts is not None:
             before = before.masked_fill(starts[..., None], 0)
         read = torch.cat([embeddings, self.context_norm(before).clamp(-LARGEST, LARGEST)], -1)
-        return RecurrentOutput(self._stack(self.read(read)), (contexts[:, -1],))
+        return RecurrentOutput(self._stack(linear_relu(self.read, read)), (contexts[:, -1],))
 
 
 def first_forget(width: int) -> Tensor:

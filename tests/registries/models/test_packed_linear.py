@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from registries.models import packed_linear
-from registries.models.packed_linear import PackedLinear
+from registries.models.packed_linear import LEAST_ROWS, PackedLinear, linear_relu
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -18,3 +18,23 @@ def test_it_is_a_linear_layer(onednn, dtype, with_bias, monkeypatch):
     assert layer(inputs).allclose(expected, atol=1e-6)
     assert layer(inputs, relu=True).allclose(expected.relu(), atol=1e-6)
     assert layer.plus(inputs, others).allclose(inputs @ weight.T + others, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [3, LEAST_ROWS])
+def test_a_layer_with_relu_has_its_gradients(rows):
+    layer, inputs = torch.nn.Linear(5, 7), torch.randn(2, rows, 5, requires_grad=True)
+    gradient = torch.randn(2, rows, 7)
+    outputs, expected = linear_relu(layer, inputs), layer(inputs).relu()
+    assert outputs.allclose(expected, atol=1e-6)
+    parameters = [inputs, *layer.parameters()]
+    for own, other in zip(
+        torch.autograd.grad(outputs, parameters, gradient),
+        torch.autograd.grad(expected, parameters, gradient),
+        strict=True,
+    ):
+        assert own.allclose(other, atol=1e-4)
+
+
+def test_what_is_no_plain_layer_is_called():
+    layer, inputs = torch.nn.Sequential(torch.nn.Linear(5, 7)), torch.randn(LEAST_ROWS, 5)
+    assert linear_relu(layer, inputs).equal(layer(inputs).relu())

@@ -16,6 +16,7 @@ SMALLEST = {
     "attention_memory": ["--lengths", "32", "--depths", "2"],
     "cached_training": ["model=tiny_phi", "dataset.block_size=16", "--layers", "2", "--blocks", "1", "--rounds", "1"],
     "lora_overhead": ["model=tiny_phi", "--steps", "8", "--batch", "1", "--length", "16"],
+    "recurrent_training": ["--lengths", "4", "--batch", "2", "--steps", "1", "--layers", "1"],
     "memory": ["--shape", "small", "--layers", "first:1", "--length", "16", "--checkpointing", "--chunk", "8"],
 }
 

@@ -1,6 +1,6 @@
 """Training speed of context-vector models over that of an LSTM with as many parameters.
 
-python benchmarks/recurrent_training.py [--updates gated,linear] [--lengths 64,256] [--batch 32] [--precision bf16-mixed]
+python benchmarks/recurrent_training.py [--updates gated,linear] [--lengths 64,256] [--precision bf16-mixed]
 
 A step is what `train.py` does: forward pass, loss, backward pass, AdamW. The models take turns, so that whatever else
 the machine does meets both.

@@ -93,14 +93,20 @@ class Tape:
         tape.statistics = []
         return tape
 
-    def release(self) -> None:
-        """Leave it to the next pass."""
-        Tape.last = self
-
     @property
     def hidden(self) -> Tensor:
         """The hidden states of the stack."""
         return self.normed[-1] if self.normed else self.states[-1]
+
+
+class Lease:
+    """Keeps a tape for one pass; when nobody holds the pass any more, the tape is left to the next one."""
+
+    def __init__(self, tape: Tape):
+        self.tape = tape
+
+    def __del__(self) -> None:
+        Tape.last = self.tape
 
 
 class Steps(torch.autograd.Function):
@@ -175,20 +181,17 @@ class Steps(torch.autograd.Function):
             context = _normalised(total, weights.norm, statistics)
             context = torch.clamp(context, -LARGEST, LARGEST, out=after)
             tape.statistics.append(statistics)
-        outputs = tape.hidden.clone(), tape.contexts[1:].clone()
-        if not any(ctx.needs_input_grad):
-            tape.release()
-            return outputs
         ctx.save_for_backward(*flat)
-        ctx.tape, ctx.rule, ctx.residual, ctx.layers, ctx.scale, ctx.kept = tape, rule, residual, layers, scale, kept
-        return outputs
+        ctx.rule, ctx.residual, ctx.layers, ctx.scale, ctx.kept = rule, residual, layers, scale, kept
+        ctx.lease = Lease(tape)
+        return tape.hidden.clone(), tape.contexts[1:].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, hidden: Tensor, after: Tensor) -> tuple:
         """Gradients, from those of the hidden states and of the contexts after the tokens."""
-        tape, layers, rule = ctx.tape, ctx.layers, ctx.rule
+        tape, layers, rule = ctx.lease.tape, ctx.layers, ctx.rule
         weights = Weights.of(ctx.saved_tensors, layers)
         inside = tape.contexts[1:].abs() < LARGEST
         inside = None if bool(inside.all()) else inside
@@ -229,9 +232,7 @@ class Steps(torch.autograd.Function):
             for part in tape.gradients[0]:
                 part.mul_(ctx.scale)
         gradients = _weight_gradients(weights, tape)
-        read = tape.gradients[0][0].clone()
-        tape.release()
-        return None, None, None, None, None, None, read, context, *gradients
+        return None, None, None, None, None, None, tape.gradients[0][0].clone(), context, *gradients
 
 
 def _slopes(rule: Rule, tape: Tape) -> tuple[Tensor, Tensor | None]:

@@ -41,3 +41,21 @@ def test_the_same_seed_drops_the_same():
     assert outputs[0].equal(outputs[1])
     assert not outputs[0].equal(outputs[2])
     assert model.eval()(embeddings).hidden.equal(model(embeddings).hidden)
+
+
+def test_two_passes_at_once_do_not_share_a_tape():
+    """The second forward pass comes before the first one's backward pass, and a third after all."""
+    torch.manual_seed(0)
+    model = ContextVector(embed_dim=3, context_dim=4, hidden_dim=5, dropout=0.0)
+    texts = [torch.randn(2, 6, 3) for _ in range(3)]
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+
+    alone = [gradient(model(text).hidden.square().sum()) for text in texts]
+    first, second = (model(text).hidden.square().sum() for text in texts[:2])
+    together = [gradient(first), gradient(second)]
+    model(texts[2]).hidden.square().sum()
+    again = gradient(first)
+    for own, other in zip([*together, again], [*alone[:2], alone[0]], strict=True):
+        assert all(one.equal(two) for one, two in zip(own, other, strict=True))

@@ -219,6 +219,12 @@ def test_a_share_is_of_all_linear_layers_at_rank_16(share, rank, gpt2_medium):
         assert expected - per_rank < total(rows) <= expected
 
 
+@pytest.mark.parametrize("share", ["50", "%", "-5%", "5e1%", "half", "\u0665%"])
+def test_what_is_no_share(share, gpt2_medium):
+    with pytest.raises(UserError, match="budget="):
+        PLACEMENTS.build("all_linear", model=gpt2_medium, budget=share)
+
+
 @given(
     weights=st.lists(st.integers(1, 64), min_size=1, max_size=4),
     budget=st.integers(1, 60_000),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from data_modules.documents import is_synthetic
 from data_modules.encoding import StartToken
 from registries.option import Option, shared_keys, split_keys
 from registries.registry import Registry, wrong_arguments
@@ -54,7 +55,7 @@ def dataset_group_errors(registry: Registry, group: Mapping[str, Any]) -> list[s
     if name not in registry:
         return registry.check(name, {}) + errors
     right = {key: value for key, value in shared.items() if key not in wrong}
-    if hasattr(registry.get(name), "position_groups"):  # a SyntheticDataset
+    if is_synthetic(registry.get(name)):
         endless = [key for key in SIZES.values() if key in right and right[key] is None]
         errors += [f"{label} makes its blocks without end: set dataset.{key} to a number of blocks" for key in endless]
     return errors + registry.check(name, own, shared=shared_keys(DatasetSettings), **right)

@@ -64,6 +64,11 @@ class SyntheticDataset(Protocol):
         """Groups of targets whose loss is reported apart; target i of a block is its token i + 1."""
 
 
+def is_synthetic(component: Any) -> bool:
+    """Whether a registered dataset is a `SyntheticDataset`."""
+    return hasattr(component, "position_groups")
+
+
 def split_of(name: str) -> str:
     """The split of a document, by its name alone: 90 % train, 5 % validation, 5 % test."""
     return _split_at(_fraction(name), SHARES)

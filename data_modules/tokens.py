@@ -89,9 +89,10 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 def unknown_token(tokenizer: Any) -> int | None:
     """The token that a vocabulary of words has for all other words; None for vocabularies that can write any text."""
+    from tokenizers.models import WordLevel
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = json.loads(backend.to_str())["model"] if backend is not None else {}
-    return tokenizer.unk_token_id if model.get("type") == "WordLevel" else None
+    return tokenizer.unk_token_id if backend is not None and isinstance(backend.model, WordLevel) else None
 
 
 def token_bytes(tokenizer: Any) -> torch.Tensor:

@@ -26,7 +26,7 @@ from lightning_modules.surgery.trained_parameters import set_modes, thaw
 from lightning_modules.surgery.twins import separate, twin
 from registries import UserError
 from registries.architectures import architecture_of
-from registries.registry import parameters
+from registries.registry import taken
 
 
 class NonFiniteLoss(Exception):
@@ -169,8 +169,8 @@ class CausalLMModule(LightningModule):
         settings, stage = self.optimizer_settings, self.stage
         lr = scaled_lr(stage.lr, settings.scale_lr, stage.batch_size, settings.base_batch_size)
         supplied = {"lr": lr, "parameters": list(self.trained_parameters().values())}
-        if "tokens_per_step" in parameters(OPTIMIZERS.get(settings.name)):
-            supplied["tokens_per_step"] = stage.batch_size * stage.workspace.block_size
+        tokens_per_step = stage.batch_size * stage.workspace.block_size
+        supplied |= taken(OPTIMIZERS.get(settings.name), tokens_per_step=tokens_per_step)
         optimizer = OPTIMIZERS.build(settings.name, **settings.arguments | supplied)
         warmup = max(1, stage.steps // 20) if settings.warmup_steps is None else settings.warmup_steps
         factor = torch.optim.lr_scheduler.LambdaLR(

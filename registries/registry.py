@@ -187,6 +187,11 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(target, eval_str=True).parameters)
 
 
+def taken(target: Any, **supplied: Any) -> dict[str, Any]:
+    """Those of the supplied arguments that a callable takes."""
+    return {name: supplied[name] for name in supplied.keys() & parameters(target).keys()}
+
+
 def defaults(target: Any) -> dict[str, Any]:
     """Parameter names and default values of a callable (those without a default are left out)."""
     factories = {field.name: field.default_factory for field in fields(target)} if is_dataclass(target) else {}

@@ -12,7 +12,7 @@ from registries import MODELS, PLACEMENTS
 from registries.layers import LayerSpec
 from registries.option import Option, split_keys
 from registries.placements.placement import Init, Variant
-from registries.registry import parameters
+from registries.registry import taken
 
 Contrast = Literal["tokens", "sequences"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -35,8 +35,7 @@ class ModelSettings(Option):
             num_tokens: of a tokenizer that is trained for it; None: the model has its own.
         """
         supplied = {"cache_dir": cache_dir} | ({} if num_tokens is None else {"num_tokens": num_tokens})
-        known = parameters(MODELS.get(self.name))
-        return MODELS.build(self.name, **self.arguments, **{key: supplied[key] for key in supplied if key in known})
+        return MODELS.build(self.name, **self.arguments, **taken(MODELS.get(self.name), **supplied))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,7 @@ class PlacementSettings(Option):
 
     def component_arguments(self) -> dict[str, Any]:
         """The arguments of the component, without what is measured; some count the parameters of the variant."""
-        takes_variant = "variant" in parameters(PLACEMENTS.get(self.name))
-        return {**self.arguments, **({"variant": self.variant} if takes_variant else {})}
+        return {**self.arguments, **taken(PLACEMENTS.get(self.name), variant=self.variant)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,7 @@ def word(texts: Iterable[str], vocab_size: Annotated[int, Ge(5), Le(2**24)] = 10
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *common])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    unknown = counts.keys() - vocabulary.keys()
-    length = sum(len(piece.encode()) * counts[piece] for piece in unknown) / max(
-        1, sum(counts[piece] for piece in unknown)
-    )
+    rare = Counter({piece: count for piece, count in counts.items() if piece not in vocabulary})
+    length = sum(len(piece.encode()) * count for piece, count in rare.items()) / max(1, rare.total())
     special = {"pad_token": PADDING, "unk_token": UNKNOWN, "bos_token": START, "eos_token": END}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **{UNKNOWN_BYTES: length})

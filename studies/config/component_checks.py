@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from data_modules import DATASETS, TOKENIZERS
+from data_modules.documents import is_synthetic
 from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.config import EarlyStoppingSettings, TrackingSettings, TrainerSettings, is_chosen
 from registries import MODELS, PLACEMENTS, UserError
@@ -103,7 +104,7 @@ def tokenizer_errors(cfg: Parts) -> list[str]:
             f"tokenizer={OWN} has no key {key!r}: choose {' or '.join(TOKENIZERS)}" for key in group if key != "name"
         ]
     errors = group_errors("tokenizer", group)
-    if dataset in DATASETS and hasattr(DATASETS.get(dataset), "position_groups"):  # a SyntheticDataset
+    if dataset in DATASETS and is_synthetic(DATASETS.get(dataset)):
         errors.append(f"tokenizer={group['name']}: dataset {dataset!r} has no text to train it on; set tokenizer={OWN}")
     if model in MODELS and not {"num_tokens", "vocab_size"} & parameters(MODELS.get(model)).keys():
         errors.append(
@@ -144,10 +145,12 @@ def group_errors(which: str, chosen: Parts, **context: Any) -> list[str]:
 def loader_errors(cfg: Parts, which: str) -> list[str]:
     """What is wrong with the model, or with the source model (`which`)."""
     errors = group_errors(which, cfg[which], key=f"{which}.path")
-    try:
-        return errors or (_loader(cfg, which) and [])
-    except UserError as error:
-        return error.messages
+    if not errors:
+        try:
+            _loader(cfg, which)
+        except UserError as error:
+            errors = error.messages
+    return errors
 
 
 def _known_shape(cfg: Parts) -> ModelShape | None:

@@ -60,23 +60,28 @@ def masks(queries, keys, start):
     return {"none": None, "padded": padded, "shared": causal[None, None], "any order": anything}
 
 
+def case(bias, place, mask):
+    """How scores are made, and query, key and value."""
+    (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
+    scoring = Scoring(
+        mask=masks(queries, keys, query_start - key_start)[mask],
+        bias=bias,
+        scaling=0.4,
+        depth=depth,
+        query_start=query_start,
+        key_start=key_start,
+    )
+    return scoring, inputs(depth, queries, keys)
+
+
 @pytest.mark.pairwise
 @pytest.mark.parametrize("mask", ["none", "padded", "shared", "any order"])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("bias", BIASES)
 def test_sdpa_agrees_with_the_reference(bias, place, mask):
-    (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
-    tensors = inputs(depth, queries, keys)
+    scoring, tensors = case(bias, place, mask)
     results = {}
     for backend in ("reference", "sdpa", "auto"):
-        scoring = Scoring(
-            mask=masks(queries, keys, query_start - key_start)[mask],
-            bias=bias,
-            scaling=0.4,
-            depth=depth,
-            query_start=query_start,
-            key_start=key_start,
-        )
         output = attend(*tensors, scoring, backend=backend)
         torch.manual_seed(2)
         results[backend] = output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), tensors)
@@ -91,16 +96,8 @@ def test_sdpa_agrees_with_the_reference(bias, place, mask):
 @pytest.mark.parametrize("bias", BIASES)
 def test_flex_agrees_with_the_reference_going_forward(bias, place, mask):
     """Uncompiled: flex attention trains on CUDA alone."""
-    (depth, bias), (queries, keys, query_start, key_start) = BIASES[bias], PLACES[place]
-    tensors = [tensor.detach() for tensor in inputs(depth, queries, keys)]
-    scoring = Scoring(
-        mask=masks(queries, keys, query_start - key_start)[mask],
-        bias=bias,
-        scaling=0.4,
-        depth=depth,
-        query_start=query_start,
-        key_start=key_start,
-    )
+    scoring, tensors = case(bias, place, mask)
+    tensors = [tensor.detach() for tensor in tensors]
     torch.testing.assert_close(
         attend(*tensors, scoring, backend="flex"),
         attend(*tensors, scoring, backend="reference"),

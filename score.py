@@ -1,9 +1,10 @@
-"""Score a finished run, or any model, on any dataset; or continue a text with it.
+"""Score a finished run, or any model, on any dataset; continue a text with it, or talk to it.
 
 python score.py run=outputs/runs/<run> dataset=text dataset.path=notes.txt split=all
 python score.py model=tiny_phi dataset=pydoc
 python score.py run=outputs/runs/<run> 'prompt=The capital of France is'
 python score.py run=outputs/runs/<run> 'tasks=[arc_easy]'
+python score.py run=outputs/runs/<run> chat=true
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Any
 
 
 def score(cfg: Any) -> dict[str, Any]:
-    """Score what `cfg.run` or `cfg.model` names on `cfg.dataset` or `cfg.tasks`, or continue `cfg.prompt`.
+    """Score what `cfg.run` or `cfg.model` names on `cfg.dataset` or `cfg.tasks`; continue `cfg.prompt`, or converse.
 
     Returns:
         `loss`, `ppl`, `bpb`, `accuracy` and the tokens they were measured on; task -> metric -> value; or `text`, the
-        continuation.
+        continuation. Nothing after a conversation.
     """
     from data_modules import build_data_module
     from lightning_modules.config import as_plain, read_config
     from lightning_modules.load import load_language_model, load_module
+    from lightning_modules.saved_run import read_run
     from lightning_modules.training.trainer import evaluate
     from registries.option import read_section
     from studies.config.check import ScoreSettings
+    from studies.tools.conversation import converse
     from studies.tools.harness import run_tasks
 
     plain = as_plain(cfg)
@@ -38,6 +41,12 @@ def score(cfg: Any) -> dict[str, Any]:
     if module is None:
         loader = cfg.model_loader()
         tokenizer = cfg.tokenizer_of(loader)
+    if asked.chat:
+        module = module or load_language_model(cfg, loader, tokenizer)
+        module.require_one_model("a conversation")
+        of_run = cfg if asked.run is None else read_run(Path(asked.run))[0]
+        converse(module, of_run.dataset, asked, cfg.seed)
+        return {}
     if asked.prompt is not None:
         module = module or load_language_model(cfg, loader, tokenizer)
         (text,) = module.continue_texts([asked.prompt], cfg.samples.max_new_tokens)
@@ -83,7 +92,8 @@ def job(cfg: Any) -> float:
             result = score(cfg)
     except UserError as error:
         exit_with(error)
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    if result:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
     return result.get("loss", 0.0)
 
 

@@ -78,3 +78,14 @@ def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
 def positions_of(mask: Tensor) -> Tensor:
     """(batch, length): the positions of tokens among those that a mask (batch, length) leaves."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def scored_tokens(batch: Mapping[str, Tensor]) -> int:
+    """How many tokens of a batch are scored: the first one of a row never is."""
+    return int((scored_labels(batch)[:, 1:] != -100).sum())
+
+
+def passes_of(batch: Mapping[str, Tensor], blocks: int) -> list[dict[str, Tensor]]:
+    """A batch cut into parts of so many blocks."""
+    parts = {key: tensor.split(blocks) for key, tensor in batch.items()}
+    return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]

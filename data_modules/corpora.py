@@ -71,6 +71,10 @@ class Corpus(Protocol):
         """Groups of target positions of a block's text whose loss is reported apart."""
         ...
 
+    def entropy(self) -> float | None:
+        """Nats per target that no model can do without; None where it is not known, as for text."""
+        ...
+
 
 def corpus_of(content: Mapping[str, Any] | InstructionData | SyntheticDataset, packing: Packing) -> Corpus:
     """The corpus of what a dataset component gave."""
@@ -113,6 +117,10 @@ class DocumentCorpus:
     def position_groups(self) -> Mapping[str, slice]:
         """See `Corpus`."""
         return {}
+
+    def entropy(self) -> None:
+        """See `Corpus`."""
+        return
 
     def _tokens(self, split: str) -> Tokens:
         """All tokens of a split; of a stream, as many as its size asks for."""
@@ -178,6 +186,10 @@ class ExampleCorpus:
         """See `Corpus`."""
         return {}
 
+    def entropy(self) -> None:
+        """See `Corpus`."""
+        return
+
     def _filler(self) -> int:
         """The token that fills up blocks: no example sees it."""
         tokenizer = self.packing.tokenizer
@@ -209,3 +221,9 @@ class SyntheticCorpus:
     def position_groups(self) -> Mapping[str, slice]:
         """See `Corpus`."""
         return self.component.position_groups(self.packing.text_size) or {}
+
+    def entropy(self) -> float | None:
+        """See `Corpus`. Behind a start token, the first token of a block is a target too, and then it is not told."""
+        if self.packing.start is not None:
+            return None
+        return self.component.entropy(self.packing.text_size, len(self.packing.tokenizer))

@@ -121,6 +121,10 @@ class BlockDataModule(LightningDataModule):
         doubling = doubling_groups(block_size or self.settings.block_size) if self.settings.loss_by_position else {}
         return {**groups, **doubling}
 
+    def entropy(self) -> float | None:
+        """Nats per target that no model can do without; None where it is not known, as for text."""
+        return self._corpus.entropy()
+
     def describe(self) -> dict[str, Any]:
         """Name, sha256 of the tokens used, start token, the warnings, and of each split what `counts` tells.
 

@@ -63,6 +63,9 @@ class SyntheticDataset(Protocol):
     def position_groups(self, block_size: int) -> dict[str, slice] | None:
         """Groups of targets whose loss is reported apart; target i of a block is its token i + 1."""
 
+    def entropy(self, block_size: int, vocab_size: int) -> float | None:
+        """Nats per target that are left to a model that knows how the tokens are made; None: it is not known."""
+
 
 def is_synthetic(component: Any) -> bool:
     """Whether a registered dataset is a `SyntheticDataset`."""

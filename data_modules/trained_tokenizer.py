@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def trained_tokenizer(settings: TokenizerSettings, dataset: DatasetSettings, cac
     kept = _read(file)
     if kept is not None:
         return kept
-    tokenizer = TOKENIZERS.build(settings.name, texts=texts, **settings.arguments)
+    plain = [without(text, settings.arguments.get("special_tokens") or []) for text in texts]
+    tokenizer = TOKENIZERS.build(settings.name, texts=plain, **settings.arguments)
     size = vocabulary_size(tokenizer)
     if size < settings.num_tokens:
         raise UserError(
@@ -46,6 +48,13 @@ def trained_tokenizer(settings: TokenizerSettings, dataset: DatasetSettings, cac
         )
     _write(tokenizer, file)
     return tokenizer
+
+
+def without(text: str, special_tokens: Iterable[str]) -> str:
+    """A text without the special tokens that it writes out, which are no text to learn from."""
+    for token in special_tokens:
+        text = text.replace(token, " ")
+    return text
 
 
 def training_texts(content: Any) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from data_modules.batches import ModelInput, positions_of, scored_labels
+from data_modules.batches import ModelInput, passes_of, positions_of, scored_labels, scored_tokens
 from data_modules.encoding import StartToken, start_token
 from lightning_modules.learning_rate import OptimizerSettings, scaled_lr, schedule_factor
 from lightning_modules.metrics import DocumentNLL, TokenNLL
@@ -20,6 +20,8 @@ from lightning_modules.nll import IGNORED, token_nll
 from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.samples import continue_texts
 from lightning_modules.stages.stage import Stage, blocks_per_pass
+from lightning_modules.surgery.expanded_model import Expanded
+from lightning_modules.surgery.frozen_numbers import FrozenNumbers
 from lightning_modules.surgery.lora import Placed, train_dropouts
 from lightning_modules.surgery.replaced_attention import Surgery
 from lightning_modules.surgery.trained_parameters import set_modes, thaw
@@ -55,6 +57,7 @@ class CausalLMModule(LightningModule):
     Attributes:
         surgery: what was done to the model's attention, if anything was.
         placement: LoRA that was placed, if any was.
+        expansion: how the model was made larger, if it was.
         reads_two_models: whether the model reads what a source model makes of the text.
     """
 
@@ -84,6 +87,7 @@ class CausalLMModule(LightningModule):
         self.surgery, self.placement = surgery, placement
         self.optimizer_settings = optimizer
         self.gradient_clip_val, self.gradient_checkpointing, self.seed = gradient_clip_val, gradient_checkpointing, seed
+        self.expansion: Expanded | None = None
         self.stage: Stage | None = None
         self.stage_name = ""
         self.measure(token_bytes, position_groups, unknown)
@@ -186,14 +190,17 @@ class CausalLMModule(LightningModule):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             for block in self.model.get_submodule(architecture_of(self.model.config.model_type).blocks):
                 block.training = True  # or it does not checkpoint; its parts stay in the mode they are in
+        frozen = {} if self.expansion is None else self.expansion.frozen
+        trained = self.trained_parameters()
+        self._frozen = FrozenNumbers({trained[name]: mask for name, mask in frozen.items() if name in trained})
         self.stage.start(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         rank, processes = self.global_rank, self.trainer.world_size
         torch.manual_seed(_step_seed(self.seed, self.stage_name, self.global_step) + rank)
         share = {key: tensor[rank::processes] for key, tensor in batch.items()}
-        optimizer, passes = self.optimizers(), _passes(share, blocks_per_pass(self.stage))
-        of_step = max(1, _scored_tokens(batch))
+        optimizer, passes = self.optimizers(), passes_of(share, blocks_per_pass(self.stage))
+        of_step = max(1, scored_tokens(batch))
         sums = Counter(loss=torch.zeros((), device=self.device), terms=torch.zeros((), device=self.device))
         optimizer.zero_grad()
         for microbatch in passes:
@@ -201,7 +208,7 @@ class CausalLMModule(LightningModule):
                 loss, count, parts = self.stage.loss(self.model, microbatch)
                 # Weighted by its share of the step's scored tokens, not as one of several equal passes; of the
                 # processes, whose gradients are averaged, each gives its share too.
-                self.manual_backward(loss / max(1, count) * (_scored_tokens(microbatch) * processes / of_step))
+                self.manual_backward(loss / max(1, count) * (scored_tokens(microbatch) * processes / of_step))
             sums.update({"loss": loss.detach(), "terms": count, **parts})
         if processes > 1:
             sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}
@@ -210,10 +217,12 @@ class CausalLMModule(LightningModule):
         mean = means["loss"]
         if not torch.isfinite(mean):
             raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
+        self._frozen.clear_gradients()
         if self.gradient_clip_val:
             self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        self._frozen.put_back()
         self.lr_schedulers().step()
         prefix = "train" if self.stage_name == "next_token" else f"train/{self.stage_name}"
         self.log(f"{prefix}/loss", mean, prog_bar=True)
@@ -280,16 +289,6 @@ class CausalLMModule(LightningModule):
                 f"{len(checkpoint['state_dict'])} trained tensors, but this run is in stage {self.stage_name!r} with "
                 f"{len(expected)}. Resume with the config of that run, or start anew with resume=never"
             )
-
-
-def _passes(batch: dict[str, Tensor], blocks: int) -> list[dict[str, Tensor]]:
-    """A batch cut into passes of so many blocks."""
-    parts = {key: tensor.split(blocks) for key, tensor in batch.items()}
-    return [dict(zip(parts, tensors, strict=True)) for tensors in zip(*parts.values(), strict=True)]
-
-
-def _scored_tokens(batch: Mapping[str, Tensor]) -> int:
-    return int((scored_labels(batch)[:, 1:] != IGNORED).sum())
 
 
 def _step_seed(seed: int, stage: str, step: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
@@ -11,18 +12,21 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from data_modules.dataset_settings import DatasetSettings
 from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.learning_rate import OptimizerSettings
+from lightning_modules.run_files import read_plain
 from registries.counts import Count
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_section
+from registries.registry import UserError
 from registries.settings import (
     AdapterSettings,
     CompressorSettings,
+    ExpansionSettings,
     ModelSettings,
     PlacementSettings,
     ReplacementSettings,
 )
 
-Control = Literal["original", "standard"]
+Control = Literal["original", "standard", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class TrainerSettings(Option):
     max_steps: Annotated[int, Ge(-1)]
     max_epochs: Annotated[int, Ge(1)] | None
     max_tokens: Count | None
+    max_flops: Annotated[float, Gt(0)] | None
     val_check_interval: Annotated[int, Ge(1)] | None
     accumulate_grad_batches: Annotated[int, Ge(1)]
     gradient_checkpointing: bool
@@ -130,6 +135,7 @@ class Config(RunSettings):
     placement: PlacementSettings | None
     adapter: AdapterSettings | None
     compressor: CompressorSettings | None
+    expansion: ExpansionSettings | None
     tokenizer: TokenizerSettings
     recovery: Mapping[str, Mapping[str, Any]]
     dataset: DatasetSettings
@@ -147,16 +153,25 @@ class Config(RunSettings):
         return any(getattr(self, group) is not None for group in TWO_MODEL_MODULES)
 
     def model_loader(self) -> Any:
-        """The `ModelLoader` of the model."""
+        """The `ModelLoader` of the model; of an expansion, that of the model that its run trained."""
+        loader = self.untrained_loader()
+        if self.expansion is None or self.expansion.run is None:
+            return loader
+        from lightning_modules.trained_loader import TrainedLoader
+
+        return TrainedLoader(loader, Path(self.expansion.run))
+
+    def untrained_loader(self) -> Any:
+        """The `ModelLoader` of the model as the group `model` says it, whatever a run made of it."""
         return self.model.loader(self.cache_dir, self.tokenizer.num_tokens)
 
     def tokenizer_of(self, loader: Any) -> Any:
-        """The tokenizer of the model that this loader loads: its own, or one that is trained on the dataset.
+        """The tokenizer of the model that this loader loads: its own, its run's, or one that is trained on the dataset.
 
         Raises:
             UserError: see `trained_tokenizer`.
         """
-        if self.tokenizer.num_tokens is None:
+        if self.tokenizer.num_tokens is None or (self.expansion is not None and self.expansion.run is not None):
             return loader.tokenizer()
         from data_modules.trained_tokenizer import trained_tokenizer
 
@@ -180,6 +195,7 @@ OPTIONS = {
     "placement": PlacementSettings,
     "adapter": AdapterSettings,
     "compressor": CompressorSettings,
+    "expansion": ExpansionSettings,
     "tokenizer": TokenizerSettings,
     "dataset": DatasetSettings,
     "optimizer": OptimizerSettings,
@@ -197,10 +213,10 @@ TWO_MODEL_MODULES = {
 def read_config(cfg: Any) -> Config:
     """The settings of a valid config: a composed one, or what a run recorded, whose version may have had fewer keys.
 
-    The two models are put in each other's place where `adapter.exchange` says so, and local paths are made absolute, so
-    that the run can be loaded from anywhere.
+    The two models are put in each other's place where `adapter.exchange` says so, the model of a run that is to be
+    expanded is filled in, and local paths are made absolute, so that the run can be loaded from anywhere.
     """
-    plain = with_absolute_paths(exchanged(as_plain(cfg)))
+    plain = with_absolute_paths(with_model_of_run(exchanged(as_plain(cfg))))
     groups = {key: plain.get(key, {"name": "none"}) for key in OPTIONS}
     groups["tokenizer"] = plain.get("tokenizer", {"name": OWN})
     return Config(
@@ -232,9 +248,26 @@ def exchanged(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**plain, "model": plain["source"], "source": plain["model"], "adapter": adapter}
 
 
+def with_model_of_run(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the model and the tokenizer of the run that `expansion.run` names, where it has no model.
+
+    Raises:
+        UserError: the folder is no run's.
+    """
+    run = (plain.get("expansion") or {}).get("run")
+    if run is None or is_chosen(plain["model"]):
+        return plain
+    if not isinstance(run, str):
+        raise UserError(f"expansion.run={run!r} is no folder: give that of a finished run")
+    of_run = read_plain(Path(run).expanduser())
+    return {**plain, "model": of_run["model"], "tokenizer": of_run.get("tokenizer", {"name": OWN})}
+
+
 def with_absolute_paths(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the absolute paths of local models, tokenizers and teachers."""
+    """The config with the absolute paths of local models, tokenizers, teachers and runs."""
     absolute = dict(plain)
+    if (run := (plain.get("expansion") or {}).get("run")) is not None:
+        absolute["expansion"] = {**plain["expansion"], "run": absolute_path(run)}
     for group in {"model", "source"} & plain.keys():
         paths = {key: absolute_path(plain[group][key]) for key in ("path", "tokenizer") if plain[group].get(key)}
         absolute[group] = {**plain[group], **paths}

@@ -22,6 +22,7 @@ from lightning_modules.nll import IGNORED
 from lightning_modules.processes import from_first
 from lightning_modules.saved_run import read_run
 from lightning_modules.stages.stage import Workspace
+from lightning_modules.surgery.expanded_model import expand
 from lightning_modules.surgery.layer_scores import measure_scores
 from lightning_modules.surgery.lora import place_lora
 from lightning_modules.surgery.peft_folder import load_lora_folder
@@ -29,6 +30,7 @@ from lightning_modules.surgery.replaced_attention import replace_attention
 from lightning_modules.surgery.twins import separate
 from lightning_modules.training.objectives import next_token_nll
 from lightning_modules.training.stage_plan import build_stages, recovery_plan
+from lightning_modules.training_cost import training_flops
 from lightning_modules.weights import (
     BRIDGE_WEIGHTS,
     LORA_FOLDER,
@@ -73,14 +75,22 @@ def load_language_model(cfg: Config, loader: Any, tokenizer: Any) -> CausalLMMod
 
 
 def operate(module: CausalLMModule, cfg: Config, data: BlockDataModule | None = None) -> None:
-    """Apply the config's replacement and placement to the module's model, in place.
+    """Apply the config's expansion, replacement and placement to the module's model.
 
     Args:
         data: for placements that measure something on the training data; None: that of the config, if one does.
     """
+    _expand(module, cfg)
     _replace(module, cfg)
     if cfg.placement is not None:
         _place(module, cfg, data or build_data_module(cfg.plain, module.tokenizer))
+
+
+def _expand(module: CausalLMModule, cfg: Config) -> None:
+    if cfg.expansion is None:
+        return
+    torch.manual_seed(cfg.seed)
+    module.model, module.expansion = expand(module.model, cfg.expansion)
 
 
 def _replace(module: CausalLMModule, cfg: Config) -> None:
@@ -142,8 +152,9 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     run_dir = Path(run_dir)
     cfg, result = read_run(run_dir)
     import_plugins(cfg.plugins)
-    loader = cfg.model_loader()
+    loader = cfg.untrained_loader()  # the run saved all that is not in it
     module = load_language_model(cfg, loader, saved_tokenizer(run_dir) or cfg.tokenizer_of(loader))
+    _expand(module, cfg)
     _replace(module, cfg)
     of_the_model = result.get("stages", {}).keys() - TWO_MODEL_MODULES.keys()
     if result["status"] != "finished" or of_the_model:  # else nothing of it was trained
@@ -173,16 +184,18 @@ def workspace(module: CausalLMModule, cfg: Config, code: str = "", **of_run: Any
         code: the version of the code that changes the model.
         of_run: the fields of `Workspace` that a run adds.
     """
-    changes = {key: cfg.plain.get(key) for key in ("replacement", "placement")}
+    changes = {key: cfg.plain.get(key) for key in ("replacement", "placement", "expansion")}
     return Workspace(
         original=module.original,
         tokenizer=module.tokenizer,
         surgery=module.surgery,
         placement=module.placement,
+        expansion=module.expansion,
         activations=cfg.activation_cache(),
         changes={**changes, "recovery": list(recovery_plan(cfg).items()), "code": code},
         block_size=cfg.dataset.block_size,
         batch_size=cfg.dataset.batch_size,
         loss_chunk_size=cfg.trainer.loss_chunk_size,
+        flops=training_flops(module.model, cfg.dataset.block_size),
         **of_run,
     )

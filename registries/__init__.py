@@ -6,6 +6,7 @@ ATTENTION = Registry("attention replacement", package="registries.attention")
 PLACEMENTS = Registry("LoRA placement", package="registries.placements")
 ADAPTERS = Registry("adapter", package="registries.adapters")
 COMPRESSORS = Registry("compressor", package="registries.compressors")
+EXPANSIONS = Registry("expansion", package="registries.expansions")
 MODELS = Registry("model", package="registries.models")
 
-__all__ = ["ADAPTERS", "ATTENTION", "COMPRESSORS", "MODELS", "PLACEMENTS", "Registry", "UserError"]
+__all__ = ["ADAPTERS", "ATTENTION", "COMPRESSORS", "EXPANSIONS", "MODELS", "PLACEMENTS", "Registry", "UserError"]

@@ -35,6 +35,9 @@ class AttentionShape:
     rotary_base: float = 10_000.0
 
 
+OUTPUT_ROLES = ("attention.output", "mlp.down")  # what they give is added to the hidden states
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The module paths of one model family.
@@ -48,6 +51,8 @@ class Architecture:
         transposed: whether the linear layers hold weights as (inputs, outputs).
         logits: a function from (output of the output head, the model's config) to the logits, for families that change
             them after the head (Granite divides them by `logits_scaling`); None: the output is the logits.
+        closing_norms: parameters of a block, by path, that scale what it adds to the hidden states -> their value at
+            which it adds nothing; empty where the output projections are added as they are.
         linears: a function from the config to name -> (inputs, outputs) of the linear layers, where there are no roles.
     """
 
@@ -58,7 +63,14 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
     logits: Callable[[Any, Any], Any] | None = None
+    closing_norms: Mapping[str, float] = field(default_factory=dict)
     linears: Callable[[Any], Mapping[str, tuple[int, int]]] | None = None
+
+    def silent_value(self, name: str) -> float | None:
+        """The value of a parameter of a block (by path) at which the block adds nothing; None: of any value."""
+        if self.closing_norms:
+            return self.closing_norms.get(name)
+        return 0.0 if name.rpartition(".")[0] in {self.roles[role] for role in OUTPUT_ROLES} else None
 
     def attention_layers(self, model: Any) -> list[Any]:
         """The attention layers of a model, in order."""
@@ -126,8 +138,12 @@ _GEMMA3_DEFAULTS = {
     "max_position_embeddings": 131_072,
     "sliding_window_pattern": 6,
 }
+# Its norms multiply by 1 + weight.
+_GEMMA3_NORMS = {"post_attention_layernorm.weight": -1.0, "post_feedforward_layernorm.weight": -1.0}
 for _family in ("gemma3_text", "gemma3"):  # the second is multimodal; its language model is read
-    ARCHITECTURES.register(_family)(Architecture("model.layers", "self_attn", _LLAMA_ROLES, defaults=_GEMMA3_DEFAULTS))
+    ARCHITECTURES.register(_family)(
+        Architecture("model.layers", "self_attn", _LLAMA_ROLES, defaults=_GEMMA3_DEFAULTS, closing_norms=_GEMMA3_NORMS)
+    )
 
 ARCHITECTURES.register("phi")(
     Architecture(

@@ -16,6 +16,7 @@ from registries.registry import taken
 
 Contrast = Literal["tokens", "sequences"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ExpansionMode = Literal["finetune", "freeze", "original", "scratch"]
 FirstToken = Literal["constant", "translate"]
 
 
@@ -65,6 +66,16 @@ class PlacementSettings(Option):
     def component_arguments(self) -> dict[str, Any]:
         """The arguments of the component, without what is measured; some count the parameters of the variant."""
         return {**self.arguments, **taken(PLACEMENTS.get(self.name), variant=self.variant)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpansionSettings(Option):
+    """Settings of the group `expansion`."""
+
+    base: ClassVar = "expansion"
+
+    run: str | None
+    mode: ExpansionMode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Controls of a replacement study: what the same training does without the replacement."""
+"""Controls of a study: what the same training does without the replacement or the expansion."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from studies.run.scores import read_documents
 CONTROLS = {
     "original": "the unmodified model, given the same training of the same layers' attention",
     "standard": "the same layers with standard attention from random weights, given the same recovery",
+    "scratch": "the larger model from random weights, given the operations of both trainings",
 }
 
-RATIOS = {"original": "ppl_ratio_control", "standard": "ppl_ratio_standard"}  # control -> metric of the ratio to it
+RATIOS = {
+    "original": "ppl_ratio_control",
+    "standard": "ppl_ratio_standard",
+    "scratch": "ppl_ratio_scratch",
+}  # control -> metric of the ratio to it
 
 
 def control_config(cfg: Config, control: str) -> Config:
@@ -31,6 +36,10 @@ def control_config(cfg: Config, control: str) -> Config:
     It is a run of its own that others may share, so that it belongs to no experiment.
     """
     changed = copy.deepcopy(dict(cfg.plain))
+    changed |= {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
+    if cfg.expansion is not None:
+        changed["expansion"]["mode"] = control
+        return read_config(changed)
     shared, plan = split_keys(ReplacementSettings, cfg.plain["replacement"])[0], recovery_plan(cfg)
     changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}
     if control == "original":
@@ -43,7 +52,6 @@ def control_config(cfg: Config, control: str) -> Config:
         changed["replacement"]["transfer_steps"], changed["trainer"] = 0, {**cfg.plain["trainer"], "max_steps": 0}
     # With every key, so that all ways to write the same plan share the control.
     changed["recovery"] = {name: {**defaults(STAGES.get(name)), **keys} for name, keys in plan.items()}
-    changed |= {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
     return read_config(changed)
 
 

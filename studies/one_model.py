@@ -37,6 +37,9 @@ def _final(study: Study, module: CausalLMModule, last_stage: str) -> Scores:
     scores, record = study.score(module, "validation"), study.record
     scores.record(record, f"{last_stage}/")
     scores.record(record, "val/")
+    entropy = study.data.entropy()
+    if entropy:
+        record.folder.record(**{"val/loss_over_entropy": scores.metrics["loss"] / entropy})
     say("final score on test")
     study.score(module, "test").record(record, "test/")
     if (record.folder.path / SAMPLES).is_file():

@@ -66,6 +66,7 @@ def train_stage(
             record.folder.record(**from_first(lambda: _held_out(module, stage, data, name)))
         done[name] = {
             "steps": module.trainer.global_step,  # fewer than planned where training stopped early
+            "tokens": module.trainer.global_step * stage.batch_size * data.settings.block_size,
             "trained": {key: list(parameter.shape) for key, parameter in parameters.items()},
             "seconds": clock.seconds,
             "tokens_per_s": clock.tokens_per_s,

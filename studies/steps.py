@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from data_modules.tensor_files import save_weights
 from lightning_modules.causal_lm import CausalLMModule
+from lightning_modules.config import Config
 from lightning_modules.load import operate, workspace
 from lightning_modules.preflight import check, exact_logits, require
+from lightning_modules.stages import STAGES
 from lightning_modules.surgery.lora import plain_weights
 from lightning_modules.surgery.peft_folder import save_lora_folder
 from lightning_modules.surgery.replaced_attention import bias_range
 from lightning_modules.training.stage_plan import build_stages
+from lightning_modules.training_cost import training_flops
 from lightning_modules.weights import LORA_FOLDER, TRAINED_WEIGHTS
+from registries.registry import UserError
 from studies.progress import say
 from studies.report.figures import plot_losses
 from studies.run.code_version import run_code
 from studies.run.curves import read_curves
 from studies.run.placement_table import record_placement
+from studies.run.results import read_result
 from studies.run.scores import SPLIT_OF, Scores, cached_scores, scoring
 from studies.stage_training import train_stage
 from studies.study import Study
@@ -45,7 +53,7 @@ def score_baseline(study: Study, module: CausalLMModule, identity: Mapping[str, 
 def operate_and_check(study: Study, module: CausalLMModule) -> None:
     """Operate, check what the operation claims, and score what was replaced before any training."""
     cfg, record = study.cfg, study.record
-    if cfg.replacement is None and cfg.placement is None:
+    if cfg.replacement is None and cfg.placement is None and cfg.expansion is None:
         return
     if cfg.preflight:
         before = exact_logits(module.model)
@@ -62,11 +70,14 @@ def operate_and_check(study: Study, module: CausalLMModule) -> None:
     if placement is not None:
         record_placement(record, cfg.placement.name, placement)
     if cfg.preflight:
-        results = check(module.model, before if surgery is None or surgery.keeps_function else None)
+        claimed = all(part is None or part.keeps_function for part in (surgery, module.expansion))
+        results = check(module.model, before if claimed else None)
         record.folder.result["preflight"] = results
         record.folder.write()
         require(results)
-    if surgery is not None and "swap/loss" not in record.metrics:
+    if module.expansion is not None:
+        say(f"the model has {sum(map(torch.numel, module.model.parameters())):,} parameters")
+    if (surgery or module.expansion) is not None and "swap/loss" not in record.metrics:
         say("scoring after surgery, before training")
         study.score(module, "validation").record(record, "swap/")
 
@@ -79,6 +90,7 @@ def recover(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -
     """
     record = study.record
     rows = {"train_blocks": study.data.train_blocks, "train_positions": study.data.positions("train")}
+    rows["earlier_flops"] = _earlier_flops(study.cfg)
     stages = build_stages(study.cfg, workspace(module, study.cfg, run_code(study.cfg), identity=identity, **rows))
     trained: set[int] = set()
     for name, stage in stages.items():
@@ -90,8 +102,27 @@ def recover(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -
     # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
     parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
     if parameters:
-        _save_trained(study, module, parameters)
+        of_run = study.cfg.expansion is not None and study.cfg.expansion.run is not None
+        # What a run trained is in no loader.
+        _save_trained(study, module, dict(module.model.named_parameters()) if of_run else parameters)
     return list(stages), parameters
+
+
+def _earlier_flops(cfg: Config) -> float:
+    """What the training of a run took, where its larger model is trained from scratch on as many operations.
+
+    Raises:
+        UserError: the run does not say it.
+    """
+    if cfg.expansion is None or cfg.expansion.mode != "scratch":
+        return 0.0
+    flops = read_result(Path(cfg.expansion.run))["metrics"].get("train/flops")
+    if flops is None:
+        raise UserError(
+            f"{cfg.expansion.run} does not say what its training took (train/flops), as it was made by an earlier "
+            "version: train it again, or leave the comparison out (controls=[original])"
+        )
+    return flops
 
 
 def _save_trained(study: Study, module: CausalLMModule, trained: Mapping[str, Any]) -> None:
@@ -106,11 +137,20 @@ def _save_trained(study: Study, module: CausalLMModule, trained: Mapping[str, An
 
 
 def record_costs(study: Study, module: CausalLMModule, trained: Mapping[str, Any], speed: Scores) -> None:
-    """Record parameters, time, throughput and memory."""
+    """Record parameters, tokens, time, throughput and memory.
+
+    Floating-point operations of training are counted as if all weights were trained.
+    """
     record = study.record
     done = record.folder.result.get("stages", {})
+    tokens = sum(
+        stage["tokens"] for name, stage in done.items() if name in STAGES and STAGES.get(name).scope == "model"
+    )
+    frozen = module.expansion.frozen_among(module.trained_parameters()) if module.expansion else 0
     costs = {
-        "params/trainable": sum(parameter.numel() for parameter in trained.values()),
+        "train/tokens": tokens,
+        "train/flops": tokens * training_flops(module.model, study.data.settings.block_size),
+        "params/trainable": sum(parameter.numel() for parameter in trained.values()) - frozen,
         "params/total": sum(parameter.numel() for parameter in module.model.parameters()),
         **({"params/lora": sum(row.parameters for row in module.placement.rows)} if module.placement else {}),
         "time/eval_s": speed.seconds,

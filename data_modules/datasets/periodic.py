@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
@@ -48,3 +49,7 @@ class Periodic:
     def position_groups(self, block_size: int) -> dict[str, slice]:
         """The targets of the first period, which nothing can predict, and the later targets."""
         return {"first_period": slice(0, self.period - 1), "later": slice(self.period - 1, block_size - 1)}
+
+    def entropy(self, block_size: int, vocab_size: int) -> float | None:
+        """Nats per target that are left to a model that knows the period: those of the first one; None with noise."""
+        return None if self.noise else (self.period - 1) * math.log(vocab_size) / (block_size - 1)

@@ -62,3 +62,7 @@ class Sinusoidal:
     def position_groups(self, block_size: int) -> None:
         """No group of targets is reported apart."""
         return
+
+    def entropy(self, block_size: int, vocab_size: int) -> None:
+        """It is not known: how well a wave is told from its past depends on how it is rounded."""
+        return

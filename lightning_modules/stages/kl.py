@@ -44,7 +44,8 @@ class KL:
         pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return select_parameters(model, self.workspace.surgery, self.workspace.placement, self.train)
+        shared = self.workspace
+        return select_parameters(model, shared.surgery, shared.placement, self.train, shared.expansion)
 
     def start(self, model: nn.Module) -> None:
         self._objective = EndToEnd(

@@ -21,7 +21,8 @@ class NextToken:
     """Trains the replaced attention, or the whole model, to predict the text.
 
     Args:
-        train: `replaced` trains the attention of the replaced layers and the placed LoRA, `model` every weight.
+        train: `replaced` trains the attention of the replaced layers, the placed LoRA and what an expansion added;
+            `model` every weight.
     """
 
     workspace: Workspace
@@ -40,7 +41,8 @@ class NextToken:
         pass
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return select_parameters(model, self.workspace.surgery, self.workspace.placement, self.train)
+        shared = self.workspace
+        return select_parameters(model, shared.surgery, shared.placement, self.train, shared.expansion)
 
     def start(self, model: nn.Module) -> None:
         self._objective = EndToEnd(model, self.workspace, self.steps * self.batch_size)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from data_modules.batches import ModelInput
     from data_modules.caches.activation_cache import ActivationCache
+    from lightning_modules.surgery.expanded_model import Expanded
     from lightning_modules.surgery.lora import Placed
     from lightning_modules.surgery.replaced_attention import Surgery
 
@@ -27,11 +28,14 @@ class Workspace:
         identity: what the activations of the untouched model depend on beside layer and tokens.
         changes: the surgery and the recovery of this run, as plain data, with the version of their code.
         placement: LoRA that was placed in the model; None: none.
+        expansion: how the model was made larger; None: it was not.
         train_blocks: (blocks, length) tokens; None where nothing will be trained.
         train_positions: (blocks, length) of the tokens in their examples, where these are kept apart.
         block_size: tokens of a block.
         batch_size: blocks of one forward pass through the whole model.
         loss_chunk_size: tokens whose logits exist at a time in an end-to-end loss; None: those of a whole pass.
+        flops: floating-point operations that training the whole model takes for a token.
+        earlier_flops: those of an earlier training, which this one is given beside its own budget.
     """
 
     original: nn.Module
@@ -41,11 +45,14 @@ class Workspace:
     identity: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     placement: Placed | None = None
+    expansion: Expanded | None = None
     train_blocks: Tensor | None = None
     train_positions: Tensor | None = None
     block_size: int = 1
     batch_size: int = 1
     loss_chunk_size: int | None = None
+    flops: float | None = None
+    earlier_flops: float = 0.0
 
     def train_rows(self) -> list[ModelInput]:
         """What a model reads of the training blocks, block by block."""

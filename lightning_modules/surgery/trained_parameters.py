@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_modules.surgery.expanded_model import Expanded
 from lightning_modules.surgery.lora import Placed, lora_parameters
 from lightning_modules.surgery.replaced_attention import Surgery
 from registries.architectures import ARCHITECTURES
@@ -25,15 +26,20 @@ def attention_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, n
 
 
 def select_parameters(
-    model: nn.Module, surgery: Surgery | None, placement: Placed | None, which: Trained
+    model: nn.Module,
+    surgery: Surgery | None,
+    placement: Placed | None,
+    which: Trained,
+    expansion: Expanded | None = None,
 ) -> dict[str, nn.Parameter]:
     """Full name -> parameter of what an end-to-end stage trains.
 
-    That is the attention of the replaced layers and the placed LoRA, or the model with both.
+    That is the attention of the replaced layers, the placed LoRA and what an expansion added; or the model with it all.
     """
     if which == "model":
         return dict(model.named_parameters())
     replaced = attention_parameters(model, surgery.layers) if surgery else {}
+    replaced |= expansion.trained(model) if expansion else {}
     return replaced | (lora_parameters(model) if placement else {})
 
 

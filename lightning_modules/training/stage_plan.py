@@ -10,6 +10,7 @@ from lightning_modules.config import Config, TrainerSettings
 from lightning_modules.stages import STAGES
 from lightning_modules.stages.stage import Stage, Workspace
 from registries.counts import number_of
+from registries.registry import UserError
 
 Plan = dict[str, dict[str, Any]]
 
@@ -25,17 +26,17 @@ def recovery_plan(cfg: Config) -> Plan:
     plan: Plan = {}
     if cfg.replacement is not None and cfg.replacement.transfer_steps:
         plan["transfer"] = {}
-    operated = cfg.replacement is not None or cfg.placement is not None
+    operated = any(part is not None for part in (cfg.replacement, cfg.placement, cfg.expansion))
     if trainer_steps(cfg.trainer) != 0 and (operated or not cfg.model.freeze):
-        plan["next_token"] = {"train": "replaced" if cfg.model.freeze else "model"}
+        partly = cfg.model.freeze if cfg.expansion is None else cfg.expansion.mode == "freeze"
+        plan["next_token"] = {"train": "replaced" if partly else "model"}
     return plan
 
 
 def build_stages(cfg: Config, workspace: Workspace) -> dict[str, Stage]:
     """The stages of a config, with nothing left open."""
-    blocks = 0 if workspace.train_blocks is None else len(workspace.train_blocks)
     return {
-        name: STAGES.build(name, workspace=workspace, **filled_in(name, keys, cfg, blocks))
+        name: STAGES.build(name, workspace=workspace, **filled_in(name, keys, cfg, workspace))
         for name, keys in recovery_plan(cfg).items()
     }
 
@@ -46,23 +47,41 @@ def step_sizes(cfg: Config) -> dict[str, int]:
     for name, keys in recovery_plan(cfg).items():
         general = "replacement.transfer_batch_size" if STAGES.get(name).scope == "layers" else "dataset.batch_size"
         key = general if keys.get("batch_size") is None else f"recovery.{name}.batch_size"
-        sizes[key] = filled_in(name, keys, cfg, 0)["batch_size"]
+        sizes[key] = filled_in(name, keys, cfg)["batch_size"]
     return sizes
 
 
 def trainer_steps(
-    trainer: TrainerSettings, train_blocks: int = 0, batch_size: int = 1, block_size: int | None = None
+    trainer: TrainerSettings,
+    train_blocks: int = 0,
+    batch_size: int = 1,
+    block_size: int | None = None,
+    flops: float | None = None,
 ) -> int | None:
-    """Optimizer steps that `trainer.max_steps`, `trainer.max_epochs` and `trainer.max_tokens` ask for.
+    """Optimizer steps that `trainer.max_steps`, `max_epochs`, `max_tokens` and `max_flops` ask for.
 
-    Without the number of training blocks and their size, only 0 is sure; None where it depends on them.
+    Without the number of training blocks, their size and the cost of a token (`flops`), only 0 is sure; None where it
+    depends on them.
     """
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    if trainer.max_tokens is not None and block_size is not None:
-        limits.append(number_of(trainer.max_tokens) // (batch_size * block_size))
+    if block_size is not None:
+        of_step = batch_size * block_size
+        if trainer.max_tokens is not None:
+            limits.append(number_of(trainer.max_tokens) // of_step)
+        if trainer.max_flops is not None and flops is not None:
+            limits.append(_steps_for(trainer.max_flops, of_step * flops))
     if trainer.max_epochs and train_blocks:
         limits.append(math.ceil(trainer.max_epochs * train_blocks / batch_size))
     return min(limits, default=None)
+
+
+def _steps_for(budget: float, of_step: float) -> int:
+    if budget < of_step:
+        raise UserError(
+            f"trainer.max_flops={budget:g} is less than one step, which takes {of_step:.3g} floating-point operations: "
+            "raise it, or take smaller steps (dataset.batch_size, dataset.block_size)"
+        )
+    return int(budget // of_step)
 
 
 def training_notes(name: str, stage: Stage, trainer: TrainerSettings, train_blocks: int) -> list[str]:
@@ -99,7 +118,7 @@ def _tokens_notes(name: str, stage: Stage, trainer: TrainerSettings) -> list[str
         return []
     return [
         f"{name}: {stage.steps} steps are {trained:,} tokens, fewer than trainer.max_tokens={trainer.max_tokens}: "
-        "trainer.max_steps=-1 (and max_epochs=null) leaves the end to the tokens"
+        "trainer.max_steps=-1 (and max_epochs=null max_flops=null) leaves the end to the tokens"
     ]
 
 
@@ -119,8 +138,11 @@ def _stopping_notes(name: str, stage: Stage, trainer: TrainerSettings) -> list[s
     ]
 
 
-def filled_in(name: str, keys: Mapping[str, Any], cfg: Config, train_blocks: int) -> dict[str, Any]:
-    """The keys of a stage, with the general settings where it has none of its own."""
+def filled_in(name: str, keys: Mapping[str, Any], cfg: Config, workspace: Workspace | None = None) -> dict[str, Any]:
+    """The keys of a stage, with the general settings where it has none of its own.
+
+    Without the workspace of a run, a number of steps that depends on it stays open.
+    """
     own = {key: value for key, value in keys.items() if value is not None}
     if STAGES.get(name).scope == "layers":
         general = {key: getattr(cfg.replacement, f"transfer_{key}") for key in ("steps", "lr", "batch_size")}
@@ -128,5 +150,16 @@ def filled_in(name: str, keys: Mapping[str, Any], cfg: Config, train_blocks: int
         general = {"lr": cfg.optimizer.arguments["lr"]}
         general["batch_size"] = cfg.dataset.batch_size * cfg.trainer.accumulate_grad_batches
         batch_size = own.get("batch_size", general["batch_size"])
-        general["steps"] = trainer_steps(cfg.trainer, train_blocks, batch_size, cfg.dataset.block_size)
+        general["steps"] = _steps(cfg, batch_size, workspace)
     return {**keys, **general, **own}
+
+
+def _steps(cfg: Config, batch_size: int, workspace: Workspace | None) -> int | None:
+    """Steps of a stage that the trainer's keys decide, and those that an earlier training's operations allow."""
+    if workspace is None:
+        return trainer_steps(cfg.trainer, block_size=cfg.dataset.block_size, batch_size=batch_size)
+    blocks = 0 if workspace.train_blocks is None else len(workspace.train_blocks)
+    steps = trainer_steps(cfg.trainer, blocks, batch_size, cfg.dataset.block_size, workspace.flops)
+    if steps is None or not workspace.earlier_flops:
+        return steps
+    return steps + round(workspace.earlier_flops / (batch_size * cfg.dataset.block_size * workspace.flops))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,9 +11,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
-from lightning_modules.config import SECTIONS, TWO_MODEL_MODULES, RunSettings, exchanged, is_chosen
+from lightning_modules.config import (
+    SECTIONS,
+    TWO_MODEL_MODULES,
+    RunSettings,
+    exchanged,
+    is_chosen,
+    with_model_of_run,
+)
 from registries.option import shared_keys
-from registries.registry import is_there, signature_errors, wrong_arguments
+from registries.registry import UserError, is_there, signature_errors, wrong_arguments
 from studies.config.component_checks import not_keys
 from studies.config.groups import GROUPS, OTHER_SECTIONS
 
@@ -28,6 +36,9 @@ class ScoreSettings:
     task_path: str | None
     limit: Annotated[int, Ge(1)] | None
     num_fewshot: Annotated[int, Ge(0)] | None
+    chat: bool
+    answer_tokens: Annotated[int, Ge(1)]
+    temperature: Annotated[float, Ge(0)]
 
 
 class Check(NamedTuple):
@@ -61,6 +72,11 @@ def config_errors(cfg: Mapping[str, Any], known: Known | None = None) -> list[st
     wrong |= {key: [_unnamed(key)] for key in GROUPS if key in cfg and key not in wrong and not _is_named(cfg[key])}
     if not {"adapter", "model", "source"} & wrong.keys() and cfg["adapter"].get("exchange") is True:
         cfg = exchanged(cfg)
+    if not {"model", "expansion"} & wrong.keys():
+        try:
+            cfg = with_model_of_run(cfg)
+        except UserError as error:
+            wrong |= {"expansion": error.messages, "model": []}
     wrong |= _root_errors({key: value for key, value in cfg.items() if key not in sections})
     errors = [message for messages in wrong.values() for message in messages]
     for number, check in enumerate(CHECKS):
@@ -120,22 +136,43 @@ def _question_errors(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _scoring_errors(cfg: Mapping[str, Any]) -> list[str]:
-    if "split" in cfg and cfg["trainer"]["devices"] > 1:
-        return [f"trainer.devices={cfg['trainer']['devices']}: scoring computes on one; leave it out"]
-    return []
+    if "split" not in cfg:
+        return []
+    errors = []
+    if cfg["trainer"]["devices"] > 1:
+        errors.append(f"trainer.devices={cfg['trainer']['devices']}: scoring computes on one; leave it out")
+    if cfg["chat"] and not sys.stdin.isatty():
+        errors.append("chat=true is typed in a terminal, and this is none: ask once, with prompt=...")
+    others = [key for key in ("prompt", "tasks") if cfg[key]]
+    if cfg["chat"] and others:
+        errors.append(f"chat=true and {others[0]}={cfg[others[0]]!r}: leave one of them out")
+    return errors
 
 
 def _control_errors(cfg: Mapping[str, Any]) -> list[str]:
-    if cfg["controls"] and not is_chosen(cfg["replacement"]):
-        return [f"controls={cfg['controls']}: there is nothing to compare, as no layer is replaced"]
-    return []
+    controls, replaces, expands = cfg["controls"], is_chosen(cfg["replacement"]), is_chosen(cfg["expansion"])
+    if controls and not replaces and not expands:
+        return [f"controls={controls}: there is nothing to compare, as no layer is replaced and no model expanded"]
+    allowed = ("original", "standard") if replaces else ("original", "scratch")
+    errors = [
+        f"controls={controls}: {control!r} does not go with this study. Allowed: {', '.join(allowed)}"
+        for control in controls or []
+        if control not in allowed
+    ]
+    if controls and expands and cfg["expansion"].get("mode") in ("original", "scratch"):
+        errors.append(f"expansion.mode={cfg['expansion']['mode']} is a control itself: set controls=[]")
+    if "scratch" in (controls or []) and expands and cfg["expansion"].get("run") is None:
+        errors.append("controls: 'scratch' is given what the training of expansion.run took: set controls=[original]")
+    return errors
 
 
+SCORING = ("split", "chat", "prompt", "tasks")  # keys that only score.py has
 _OPERATED = (
     "model",
     "tokenizer",
     "replacement",
     "placement",
+    "expansion",
     "recovery",
     "dataset",
     "optimizer",
@@ -149,8 +186,8 @@ CHECKS = (
     *(Check(key, (key, *group.reads), _imported(group.checks, f"{key}_errors")) for key, group in GROUPS.items()),
     Check("recovery", _OPERATED, _imported(_RECOVERY, "recovery_errors")),
     Check("devices", (*_OPERATED, "source", *TWO_MODEL_MODULES), _imported(_RECOVERY, "device_errors")),
-    Check("trainer", ("trainer", "split"), _scoring_errors),
-    Check("controls", ("controls", "replacement"), _control_errors),
+    Check("trainer", ("trainer", *SCORING), _scoring_errors),
+    Check("controls", ("controls", "replacement", "expansion"), _control_errors),
     Check("dataset", ("dataset", "model", "tokenizer", "cache_dir"), _imported(_COMPONENTS, "block_size_errors")),
 )
-NEEDED = {key for check in CHECKS for key in check.reads} - {"split"}  # that only score.py has
+NEEDED = {key for check in CHECKS for key in check.reads} - {*SCORING}

@@ -33,7 +33,7 @@ Parts = Mapping[str, Any]
 def model_errors(cfg: Parts) -> list[str]:
     """What is wrong with the group `model`."""
     if not is_chosen(cfg["model"]):
-        return ["model=none: a study needs a model; only the second one (model@source) may be none"]
+        return ["model=none: a study needs a model, or an expansion.run that has one; model@source alone may be none"]
     return loader_errors(cfg, "model")
 
 
@@ -192,10 +192,10 @@ def trainer_errors(cfg: Parts) -> list[str]:
     accelerator = keys.get("accelerator")
     if accelerator in ("gpu", "cuda") and not _has_gpu():
         errors.append(f"trainer.accelerator={accelerator}: there is no GPU here. Use trainer=auto or trainer=cpu")
-    if keys.get("max_steps") == -1 and keys.get("max_epochs") is None and keys.get("max_tokens") is None:
+    if keys.get("max_steps") == -1 and all(keys.get(key) is None for key in ("max_epochs", "max_tokens", "max_flops")):
         errors.append(
-            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs, trainer.max_tokens or "
-            "trainer.max_steps"
+            "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs, trainer.max_tokens, "
+            "trainer.max_flops or trainer.max_steps"
         )
     return errors
 

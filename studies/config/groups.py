@@ -14,7 +14,7 @@ from data_modules import DATASETS, TOKENIZERS
 from data_modules.tokenizer_settings import OWN
 from lightning_modules import OPTIMIZERS
 from lightning_modules.config import OPTIONS, SECTIONS, TWO_MODEL_MODULES, Config
-from registries import ADAPTERS, ATTENTION, COMPRESSORS, MODELS, PLACEMENTS
+from registries import ADAPTERS, ATTENTION, COMPRESSORS, EXPANSIONS, MODELS, PLACEMENTS
 from registries.option import Option
 from registries.registry import Registry
 from studies.run.trackers import TRACKERS
@@ -92,6 +92,13 @@ GROUPS = {
         study="soft_tokens",
         checks="studies.config.two_model_checks",
         reads=("source", "dataset", "cache_dir"),
+    ),
+    "expansion": Group(
+        OPTIONS["expansion"],
+        EXPANSIONS,
+        package="registries/expansions",
+        checks="studies.config.expansion_checks",
+        reads=("model", "tokenizer", "replacement", "placement", "adapter", "compressor", "recovery", "cache_dir"),
     ),
 }
 OPERATIONS = [key for key, group in GROUPS.items() if group.package is not None]  # what is done to a model

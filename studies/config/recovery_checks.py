@@ -92,7 +92,7 @@ def _stage_errors(cfg: Config, name: str, keys: Mapping[str, Any]) -> list[str]:
     elif not operated and stage.imitates(keys):
         remedy = " or a teacher" if "teacher" in keys else " or objective=next_token" if "objective" in keys else ""
         errors.append(f" imitates the untouched model, which this is: choose a replacement{remedy}")
-    elif filled_in(name, keys, cfg, 0)["steps"] == 0:
+    elif filled_in(name, keys, cfg)["steps"] == 0:
         general = "replacement.transfer_steps" if stage.scope == "layers" else "trainer.max_steps"
         errors.append(f".steps=null takes {general}, which is 0: the stage trains nothing")
     if keys.get("attention_weight") and operated and not hasattr(ATTENTION.get(cfg.replacement.name), "weights"):

@@ -25,6 +25,12 @@ def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
         console.print(text, markup=False)
 
 
+def show_notes(notes: Sequence[str]) -> None:
+    """What a table can tell, one line each."""
+    for note in notes:
+        console.print(note, markup=False)
+
+
 def show_parameters(stage: str, parameters: Mapping[str, Any]) -> None:
     """The table of what a stage trains; what is alike in several layers is one line."""
     table = new_table(f"trained in stage {stage}", "parameter", ("layers", "shape", "numbers"))
@@ -150,4 +156,5 @@ RATIO_LABELS = {
     "the untouched model": "ppl_ratio",
     "the unmodified model, same training": "ppl_ratio_control",
     "standard attention from random weights": "ppl_ratio_standard",
+    "the larger model from scratch, equal operations": "ppl_ratio_scratch",
 }

@@ -71,6 +71,27 @@ def plot_pareto(points: Mapping[str, tuple[float, float, float]], label: str, fi
     figure.savefig(file, dpi=120)
 
 
+def plot_learning(curves: Mapping[str, Sequence[tuple[int, float]]], file: Path) -> None:
+    """Validation loss against the tokens that were seen; nothing is written where there is no curve.
+
+    Args:
+        curves: name -> (tokens, nats per token) points.
+        file: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        return
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name)
+    axes.set_xlabel("tokens of training")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+
+
 def plot_scatter(
     points: Mapping[str, Sequence[tuple[float, float, str]]], x_label: str, y_label: str, file: Path
 ) -> None:

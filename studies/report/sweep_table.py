@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from registries.registry import UserError
+from studies.report.spread import Spread
 from studies.run.ratios import CONFIDENCE, ppl_ratio
 
 ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
@@ -20,8 +21,10 @@ COLUMNS = {
     "loss": "val/loss",
     "perplexity": "val/ppl",
     "bits/byte": "val/bpb",
+    "loss over entropy": "val/loss_over_entropy",
     "over untouched": "val/ppl_ratio",
     "over the control": "val/ppl_ratio_control",
+    "over scratch": "val/ppl_ratio_scratch",
     "test loss": "test/loss",
     "gap closed": "val/gap_closed",
     "R2": "val/r2",
@@ -31,6 +34,7 @@ COLUMNS = {
     "loss, last tokens": "control/truncated/val/loss",
     "loss, nothing": "control/nothing/val/loss",
     **{f"right, {name}": f"communication/{name}/accuracy" for name in ANSWERED},
+    "train tokens": "train/tokens",
     "trained": "params/trainable",
     "train s": "time/train_s",
     "eval s": "time/eval_s",
@@ -75,7 +79,13 @@ class Setting:
         return t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
     def label(self) -> str:
-        return ", ".join(value for value in self.values.values() if value) or "all"
+        """What this setting has of the keys that vary, as a name for it."""
+        return ", ".join(_named(key, value) for key, value in self.values.items() if value) or "all"
+
+
+def _named(key: str, value: str) -> str:
+    name = key.rpartition(".")[2]
+    return value if name == "name" or "." not in key else f"{name}={value}"
 
 
 def newest(runs: Iterable[Run]) -> list[Run]:
@@ -124,11 +134,14 @@ def group(runs: Sequence[Run]) -> list[Setting]:
             setting.runs.append((path, result))
         else:
             setting.unfinished.append(result["status"])
-    # Losses per token do not compare where tokens are not the same.
-    counts = {json.dumps(_scored_text(result)) for _, result in runs}
-    metric = "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
-    value = lambda setting: setting.mean(metric)  # noqa: E731
+    value = lambda setting: setting.mean(compared_by(runs))  # noqa: E731
     return sorted(settings.values(), key=lambda setting: math.inf if value(setting) is None else value(setting))
+
+
+def compared_by(runs: Sequence[Run]) -> str:
+    """The metric that compares runs: losses per token do not where tokens are not the same, bits per byte do."""
+    counts = {json.dumps(_scored_text(result)) for _, result in runs}
+    return "val/loss" if len(counts) == 1 or not all(_has(run, "val/bpb") for run in runs) else "val/bpb"
 
 
 def _scored_text(result: Mapping[str, Any]) -> Any:
@@ -144,23 +157,33 @@ def _has(run: Run, metric: str) -> bool:
 def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """A line for each setting: its values, seeds, means and margins, and the ratio of its perplexity to the best's."""
     best = next((setting for setting in settings if setting.runs), None)
-    lines = []
+    metric = compared_by([run for setting in settings for run in setting.runs])
+    spread, lines = spread_of(settings, metric), []
+    equal = len({setting.mean("train/tokens") for setting in settings if setting.runs}) == 1
     for setting in settings:
         line = dict(setting.values) | {"seeds": len(setting.runs)}
         if setting.unfinished:
             line["not finished"] = ", ".join(setting.unfinished)
-        for title, metric in COLUMNS.items():
-            if setting.mean(metric) is not None:
-                line[title] = setting.mean(metric)
-                if metric.endswith("loss") and setting.margin(metric) is not None:
-                    line[f"{title} +-"] = setting.margin(metric)
+        for title, name in COLUMNS.items():
+            if setting.mean(name) is not None and not (name == "train/tokens" and equal):
+                line[title] = setting.mean(name)
+                if name.endswith("loss") and setting.margin(name) is not None:
+                    line[f"{title} +-"] = setting.margin(name)
                 if title in WITH_INTERVAL and len(setting.runs) == 1:  # over documents, or questions
                     for end in ("low", "high"):
-                        line |= {f"{title}, {end}": value for value in setting.metric(f"{metric}_{end}")}
+                        line |= {f"{title}, {end}": value for value in setting.metric(f"{name}_{end}")}
         if setting.runs and best is not setting:
             line |= _over(setting, best)
+            if spread is not None and setting.metric(metric) and best.metric(metric):
+                told = spread.tells_apart(setting.metric(metric), best.metric(metric))
+                line["from the best"] = "told apart" if told else "not told apart"
         lines.append(line)
     return lines
+
+
+def spread_of(settings: Sequence[Setting], metric: str) -> Spread | None:
+    """The spread over seeds of a metric in a sweep; None where no setting has two seeds."""
+    return Spread.of([setting.metric(metric) for setting in settings])
 
 
 def by_everything_but(key: str, lines: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:

@@ -33,7 +33,11 @@ IRRELEVANT_IN = {
     "dataset": {"num_workers", "path"},
 }
 # What these name counts by its content; tables still show them.
-BY_CONTENT = {"model": ("path", "revision", "tokenizer"), "source": ("path", "revision", "tokenizer")}
+BY_CONTENT = {
+    "model": ("path", "revision", "tokenizer"),
+    "source": ("path", "revision", "tokenizer"),
+    "expansion": ("run",),
+}
 
 
 def relevant(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def fingerprint(cfg: Config, data_sha256: str) -> str:
     """Sixteen hexadecimal digits that two runs share if they compute the same."""
     named = relevant(cfg.plain)
     for group, keys in BY_CONTENT.items():
-        named[group] = {key: value for key, value in named[group].items() if key not in keys}
+        named[group] = {key: value for key, value in named.get(group, {}).items() if key not in keys}
     content = {"model": _identity(cfg.model_loader())}
     if cfg.source is not None:
         content["source"] = _identity(cfg.source_loader())
@@ -73,7 +77,7 @@ def model_account(model: Any, tokenizer: Any, cfg: Config, changed: bool = False
         model: as it is now.
         changed: whether it was operated on or trained, so that the code of components counts, and what they were told.
     """
-    changes = {key: cfg.plain.get(key) for key in ("replacement", "placement")} if changed else {}
+    changes = {key: cfg.plain.get(key) for key in ("replacement", "placement", "expansion")} if changed else {}
     return {
         **model_identity(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),

@@ -26,6 +26,7 @@ class StageResult(TypedDict):
 
     Attributes:
         steps: that were done; fewer than planned where training stopped early.
+        tokens: that these steps saw.
         trained: name -> shape of the parameters that it trained.
         seconds: of training, validations left out.
         tokens_per_s: of training.
@@ -33,6 +34,7 @@ class StageResult(TypedDict):
     """
 
     steps: int
+    tokens: int
     trained: dict[str, list[int]]
     seconds: float
     tokens_per_s: float

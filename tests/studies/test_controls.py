@@ -120,7 +120,7 @@ def test_controls_of_no_replacement_are_a_mistake(small, more):
 
 
 def test_a_control_that_does_not_exist(small):
-    with pytest.raises(UserError, match="controls.*'original' or 'standard'"):
+    with pytest.raises(UserError, match="controls.*'original', 'standard' or 'scratch'"):
         train.compose(small(*TOROIDAL, "controls=[baseline]"))
 
 

@@ -35,11 +35,15 @@ def swept(handed):
     ("model", "size"), [("default", "full"), *((model, "small") for model in ("default", "tiny_phi", "random"))]
 )
 @pytest.mark.parametrize("name", FILES)
-def test_every_job_of_every_experiment_is_right(name, model, size):
+def test_every_job_of_every_experiment_is_right(name, model, size, finished_context_run):
+    from_scratch = FILES[name].get("defaults", [""])[0] == "/base/scratch_budget"
+    if from_scratch and model != "default":
+        pytest.skip("it trains models of its own")
+    own = [f"expansion.run={finished_context_run}"] if name == "expansion" else []
     family = ["model=random", "model.family=gpt2"] if name == "placement_documents" else MODELS[model]
     # Half of all_linear's parameters do not fit into the output projections of a model that is 64 wide.
     wide = ["model.hidden_size=128"] if "model=random" in family else []
-    handed, sweeping = check(f"experiment={name}", f"size={size}", *family, *wide)
+    handed, sweeping = check(f"experiment={name}", f"size={size}", *family, *wide, *own)
     assert sweeping == bool(AXES[name])
     assert swept(handed).keys() == AXES[name].keys()
 
@@ -49,7 +53,9 @@ def test_every_experiment_is_named_after_its_file_and_starts_from_the_budget(nam
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
     assert FILES[name]["experiment"]["name"] == name
-    assert FILES[name]["defaults"][0] in ("/base/budget", "/base/instruction_budget", "/base/adapter_budget")
+    assert FILES[name]["defaults"][0] in tuple(
+        f"/base/{budget}" for budget in ("budget", "instruction_budget", "adapter_budget", "scratch_budget")
+    )
 
 
 @pytest.mark.parametrize("size", ["full", "small"])

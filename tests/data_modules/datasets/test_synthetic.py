@@ -1,5 +1,7 @@
 """The datasets that make their tokens."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from registries.registry import UserError
 SHAPE = {"count": 50, "block_size": 100, "vocab_size": 300}
 
 
-@pytest.mark.parametrize("name", ["periodic", "sinusoidal"])
+@pytest.mark.parametrize("name", ["copy", "periodic", "sinusoidal"])
 def test_blocks_are_the_same_again_and_others_in_every_split(name):
     dataset = DATASETS.build(name)
     train = dataset.tokens("train", seed=0, **SHAPE)
@@ -67,3 +69,30 @@ def test_in_a_data_module(build, tokenizer):
     assert module.position_groups() == {"first_period": slice(0, 31), "later": slice(31, 39)}
     assert module.describe()["train"] == {"blocks": 6, "tokens": 240, "scored": 234, "bytes": None}
     assert build("sinusoidal", block_size=40, **sizes).position_groups(40) == {}
+
+
+def test_symbols_come_again_behind_a_gap():
+    copied = DATASETS.build("copy", length=5, symbols=16)
+    blocks = copied.tokens("train", seed=0, **SHAPE)
+    assert blocks[:, :5].equal(blocks[:, -5:])
+    assert (blocks[:, 5:-5] == 0).all()
+    assert set(blocks[:, :5].flatten().tolist()) == set(range(1, 17))
+    targets = blocks[:, 1:]
+    groups = copied.position_groups(100)
+    assert torch.cat([targets[:, group] for group in groups.values()], 1).equal(targets)
+    assert targets[:, groups["copied"]].equal(blocks[:, -5:])
+    assert targets[:, groups["symbols"]].equal(blocks[:, 1:5])
+
+
+def test_the_entropy_is_that_of_a_model_that_knows_the_rule():
+    assert DATASETS.build("copy", length=5, symbols=16).entropy(100, 300) == pytest.approx(4 * math.log(16) / 99)
+    assert DATASETS.build("periodic", period=9, noise=0.0).entropy(100, 300) == pytest.approx(8 * math.log(300) / 99)
+    assert DATASETS.build("periodic", noise=0.1).entropy(100, 300) is None
+    assert DATASETS.build("sinusoidal").entropy(100, 300) is None
+
+
+def test_what_does_not_fit_a_copy_is_told():
+    with pytest.raises(UserError, match="at most 15"):
+        DATASETS.build("copy", symbols=16).tokens("train", 1, 100, 16, seed=0)
+    assert "at least 11" in DATASETS.check("copy", {"length": 5}, block_size=10)[0]
+    assert DATASETS.check("copy", {"length": 5}, block_size=11) == []

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules import TOKENIZERS
+from data_modules.encoding import encode_filled
 from data_modules.tokens import token_bytes, unknown_token, vocabulary_size
 
 TEXTS = ["The cat sat. The cat ran.", "A dog sat", "the <unk> zebra"]
@@ -46,3 +47,31 @@ def test_settings_survive_a_folder(tmp_path):
     tokenizer = TOKENIZERS.build("word", texts=TEXTS, vocab_size=6)
     tokenizer.save_pretrained(tmp_path)
     assert token_bytes(PreTrainedTokenizerFast.from_pretrained(tmp_path)).equal(token_bytes(tokenizer))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS.names())
+def test_special_tokens_are_tokens_in_templates_and_plain_text_in_fields(name, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    markers = ["<|user|>", "<|assistant|>"]
+    tokenizer = TOKENIZERS.build(name, texts=TEXTS, vocab_size=262, special_tokens=markers)
+    tokenizer.save_pretrained(tmp_path)
+    for copy in (tokenizer, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        ids = copy.convert_tokens_to_ids(markers)
+        (prompt,) = encode_filled(copy, [("<|user|>", "a dog", "<|assistant|>", "")], None)
+        assert [prompt[0], prompt[-1]] == ids and len(prompt) > 2
+        (plain,) = encode_filled(copy, [("<|user|>", "<|assistant|>", "", "")], None)
+        assert plain.count(ids[1]) == 0
+        assert copy.decode(prompt, skip_special_tokens=True).strip() == "a dog"
+        assert vocabulary_size(copy) <= 262
+
+
+@pytest.mark.parametrize("name", TOKENIZERS.names())
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [([""], "empty"), (["<a>", "<a>"], "already"), (["<a>"] + [f"<{i}>" for i in range(9)], "room")],
+)
+def test_special_tokens_that_cannot_be_are_told(name, tokens, message):
+    size = {"word": 12, "byte_bpe": 260}[name]
+    (error,) = TOKENIZERS.check(name, {"vocab_size": size, "special_tokens": tokens}, ["texts"])
+    assert message in error

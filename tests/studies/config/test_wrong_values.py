@@ -28,6 +28,8 @@ NEEDED = {
     "byte_bpe": ["model=lstm"],
     "word": ["model=lstm"],
     "text": [f"dataset.path={CONF / 'config.yaml'}"],
+    "context": ["expansion.run=FINISHED"],
+    "blocks": ["model=tiny_phi", "controls=[]"],
 }
 TAKE_MAPPINGS = {"fields", "parts", "training"}  # keys with keys or lists of keys of their own
 OUTSIDE = {
@@ -92,8 +94,11 @@ def wrong_values(key, hint):
 
 
 @pytest.mark.parametrize(("lines", "config_name", "place", "hints"), list(cases()))
-def test_an_option_is_valid_and_every_wrong_value_and_name_is_told(lines, config_name, place, hints, monkeypatch):
+def test_an_option_is_valid_and_every_wrong_value_and_name_is_told(
+    lines, config_name, place, hints, finished_context_run, monkeypatch
+):
     monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
+    lines = [line.replace("FINISHED", str(finished_context_run)) for line in lines]
     cfg = compose(lines, config_name)
     plain, path = OmegaConf.to_container(cfg, resolve=True), place.split(".") if place else []
     known = {}  # what is wrong with the parts of the config, of which one at a time has another value

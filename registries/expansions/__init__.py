@@ -1,0 +1,1 @@
+"""What makes a trained model larger: a file for each expansion."""

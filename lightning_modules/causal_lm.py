@@ -190,8 +190,7 @@ class CausalLMModule(LightningModule):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             for block in self.model.get_submodule(architecture_of(self.model.config.model_type).blocks):
                 block.training = True  # or it does not checkpoint; its parts stay in the mode they are in
-        frozen = {} if self.expansion is None else self.expansion.frozen
-        trained = self.trained_parameters()
+        frozen, trained = self.expansion.frozen if self.expansion else {}, self.trained_parameters()
         self._frozen = FrozenNumbers({trained[name]: mask for name, mask in frozen.items() if name in trained})
         self.stage.start(self.model)
 
@@ -217,9 +216,6 @@ class CausalLMModule(LightningModule):
         mean = means["loss"]
         if not torch.isfinite(mean):
             raise NonFiniteLoss(f"the loss of stage {self.stage_name!r} is {mean.item()} at step {self.global_step}")
-        self._frozen.clear_gradients()
-        if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         self._frozen.put_back()
@@ -229,6 +225,12 @@ class CausalLMModule(LightningModule):
         self.log(f"{prefix}/lr", lr)
         self.log_dict({f"{prefix}/{part}": value for part, value in means.items() if part != "loss"})
         return mean
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Here the gradients are no longer scaled, where the precision (16-mixed) has a loss scaler."""
+        self._frozen.clear_gradients()
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
 
     def _gradients_stay(self) -> AbstractContextManager:
         """Within this context, a backward pass does not exchange gradients with other processes."""

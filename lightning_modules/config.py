@@ -45,11 +45,13 @@ class TrainerSettings(Option):
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
     devices: Annotated[int, Ge(1)]
-    precision: Literal["32-true", "bf16-mixed"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     max_steps: Annotated[int, Ge(-1)]
     max_epochs: Annotated[int, Ge(1)] | None
     max_tokens: Count | None
     max_flops: Annotated[float, Gt(0)] | None
+    find_lr: bool
+    find_batch_size: bool
     val_check_interval: Annotated[int, Ge(1)] | None
     accumulate_grad_batches: Annotated[int, Ge(1)]
     gradient_checkpointing: bool

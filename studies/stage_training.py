@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.config import TrainerSettings
 from lightning_modules.processes import from_first
 from lightning_modules.stages.stage import Stage
-from lightning_modules.training.stage_plan import training_notes
+from lightning_modules.training.finders import STEPS_OF_A_SIZE, TRIALS, find_batch_size, find_rate
+from lightning_modules.training.stage_plan import filled_in, training_notes
 from lightning_modules.training.trainer import fit
 from lightning_modules.weights import read_weights
 from registries.registry import UserError
@@ -25,6 +27,7 @@ from studies.progress import say
 from studies.report.display import show_parameters
 from studies.study import Study
 
+LARGEST_BATCH = 8192  # blocks, up to which a batch is searched for
 CHECKPOINT_KEYS = ("global_step", "state_dict", "stage", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
@@ -50,6 +53,7 @@ def train_stage(
     if name in done:
         restore_stage(parameters, folder / "weights.safetensors")
     else:
+        _find(study, module, name, trainer)
         show_parameters(name, parameters)
         start = _completed_steps(folder)
         since = f", from step {start} on" if start else ""
@@ -75,6 +79,34 @@ def train_stage(
         record.folder.write()
         (folder / "last.ckpt").unlink(missing_ok=True)  # it would only fill the disk: the stage is done
     return parameters
+
+
+def _find(study: Study, module: CausalLMModule, name: str, trainer: TrainerSettings) -> None:
+    """Let Lightning search for the batch size and the rate of a stage, where that was asked for; once in a run."""
+    stage, record, data = module.stage, study.record, study.data
+    if stage.scope != "model" or not (trainer.find_lr or trainer.find_batch_size):
+        return
+    found = record.folder.result.setdefault("found", {}).setdefault(name, {})
+    if trainer.find_batch_size:
+        if "batch_size" not in found:
+            say(f"{name}: searching for the largest batch")
+            found["batch_size"] = find_batch_size(
+                module,
+                lambda blocks: data.fit_loader(STEPS_OF_A_SIZE, 0, blocks, name),
+                trainer,
+                min(LARGEST_BATCH, len(data.train_blocks)),
+            )
+        stage.batch_size = found["batch_size"]
+        stage.workspace = replace(stage.workspace, batch_size=stage.batch_size)
+        keys = {"batch_size": stage.batch_size}
+        stage.steps = filled_in(name, keys, study.cfg, stage.workspace)["steps"]
+    if trainer.find_lr:
+        if "lr" not in found:
+            say(f"{name}: searching for a learning rate")
+            found["lr"] = find_rate(module, data.fit_loader(TRIALS, 0, stage.batch_size, name), trainer)
+        stage.lr = found["lr"]
+    record.folder.write()
+    say(f"{name}: found {', '.join(f'{key} {value:.3g}' for key, value in found.items())}")
 
 
 def _held_out(module: CausalLMModule, stage: Stage, data: BlockDataModule, name: str) -> dict[str, float]:

@@ -33,6 +33,8 @@ LIGHTNING_KEYS = (
     "detect_anomaly",
     "benchmark",
 )
+# Modules of Lightning that log remarks.
+REMARKING = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector", "tuner.lr_finder")
 
 
 def evaluate(module: CausalLMModule, loader: DataLoader, settings: TrainerSettings) -> dict[str, float]:
@@ -41,8 +43,8 @@ def evaluate(module: CausalLMModule, loader: DataLoader, settings: TrainerSettin
     Everything that is ever compared (baseline, swap, control, final score) goes through here.
     """
     clock = Throughput()
-    with _quiet():
-        trainer = _trainer(settings, logger=False, callbacks=[clock], devices=1)
+    with quiet():
+        trainer = trainer_of(settings, logger=False, callbacks=[clock], devices=1)
         (scores,) = trainer.validate(module, loader, verbose=False)
     scores = {name.removeprefix("val/"): value for name, value in scores.items()}
     return {**scores, "seconds": clock.seconds, "tokens_per_s": clock.tokens_per_s}
@@ -69,8 +71,8 @@ def fit(
     stopping, interval = settings.early_stopping, settings.val_check_interval
     stops_early = stopping.patience and module.stage.scope == "model"
     best = [BestWeights(stopping.patience, stopping.min_delta)] if stops_early else []
-    with _quiet(), stoppable(), deferred():  # the checkpoint callback stops it, at the next step
-        trainer = _trainer(
+    with quiet(), stoppable(), deferred():  # the checkpoint callback stops it, at the next step
+        trainer = trainer_of(
             settings,
             strategy="ddp" if process_count() > 1 else "auto",
             num_nodes=max(1, process_count() // settings.devices),
@@ -89,7 +91,7 @@ def fit(
     return clock
 
 
-def _trainer(settings: TrainerSettings, **own: Any) -> Trainer:
+def trainer_of(settings: TrainerSettings, **own: Any) -> Trainer:
     # With deterministic algorithms, torch also fills all memory that it allocates, which takes 5 % of a training step
     # and only shows where something reads what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -103,11 +105,12 @@ def _trainer(settings: TrainerSettings, **own: Any) -> Trainer:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's remarks on devices, and on what is so on purpose."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in REMARKING]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     on_purpose = ("dataloader is not resumable", "does not have many workers", "in eval mode", "treespec, LeafSpec")
     on_purpose += ("smaller than the logging interval",)  # a short training has few points on its curve
     try:
@@ -116,4 +119,5 @@ def _quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=f"(?s).*{text}")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

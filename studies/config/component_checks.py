@@ -190,8 +190,10 @@ def trainer_errors(cfg: Parts) -> list[str]:
     if stopping.get("patience") and keys.get("val_check_interval") is None:
         errors.append("trainer.early_stopping.patience counts validations: set trainer.val_check_interval")
     accelerator = keys.get("accelerator")
-    if accelerator in ("gpu", "cuda") and not _has_gpu():
+    if accelerator in ("gpu", "cuda") and not has_gpu():
         errors.append(f"trainer.accelerator={accelerator}: there is no GPU here. Use trainer=auto or trainer=cpu")
+    if keys.get("precision") == "16-mixed" and (accelerator == "cpu" or not has_gpu()):
+        errors.append("trainer.precision=16-mixed needs a GPU; a processor computes bf16-mixed")
     if keys.get("max_steps") == -1 and all(keys.get(key) is None for key in ("max_epochs", "max_tokens", "max_flops")):
         errors.append(
             "trainer.max_steps=-1 leaves training without an end: set trainer.max_epochs, trainer.max_tokens, "
@@ -207,7 +209,8 @@ def dataset_errors(cfg: Parts) -> list[str]:
     return data_modules.dataset_errors(cfg["dataset"])
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch can use."""
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -15,7 +15,7 @@ from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.models.model_folder import path_errors
 from registries.models.pretrained import PretrainedModel
-from studies.config.component_checks import not_keys
+from studies.config.component_checks import has_gpu, not_keys
 
 
 def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
@@ -28,7 +28,7 @@ def recovery_errors(parts: Mapping[str, Any]) -> list[str]:
     errors = [message for messages in wrong.values() for message in messages]
     right = {name: keys for name, keys in parts["recovery"].items() if not wrong[name]}
     cfg = read_config({**parts, "recovery": right})
-    errors += _budget_errors(cfg)
+    errors += _budget_errors(cfg) + _search_errors(cfg)
     for name, keys in cfg.recovery.items():
         errors += [f"recovery.{name}{message}" for message in _stage_errors(cfg, name, keys)]
     config = cfg.model_loader().config() or {}
@@ -56,6 +56,26 @@ def _budget_errors(cfg: Config) -> list[str]:
         for key, blocks in step_sizes(cfg).items()
         if not key.startswith("replacement.") and blocks * block_size > budget
     ]
+
+
+def _search_errors(cfg: Config) -> list[str]:
+    """What does not go with a search for the rate or the batch size."""
+    trainer, errors = cfg.trainer, []
+    searches = [key for key in ("find_lr", "find_batch_size") if getattr(trainer, key)]
+    if searches and cfg.recovery:
+        errors.append(
+            f"trainer.{searches[0]}=true: the stages of recovery have rates and batches of their own; leave it out"
+        )
+    if searches and trainer.devices > 1:
+        errors.append(f"trainer.{searches[0]}=true searches on one device: set trainer.devices=1")
+    if trainer.find_lr and cfg.optimizer.scale_lr != "none":
+        errors.append("trainer.find_lr=true finds the rate of the batches as they are: set optimizer.scale_lr=none")
+    if trainer.find_batch_size and not has_gpu():
+        errors.append(
+            "trainer.find_batch_size=true needs a GPU, which says when its memory is full, as a processor does not: "
+            "set dataset.batch_size"
+        )
+    return errors
 
 
 def device_errors(parts: Mapping[str, Any]) -> list[str]:

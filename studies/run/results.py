@@ -53,6 +53,7 @@ class Result(TypedDict, total=False):
         dataset: what was read: counts of documents, blocks and tokens by split, hashes, warnings.
         versions: of the project's code, Python and the libraries that a result depends on.
         stages: name -> what a finished stage left, in order.
+        found: stage -> key -> value, of what the trainer was asked to find.
         layers: whose attention was replaced.
         notes: what a user should know about the replacement in this model.
         preflight: name of a check -> what it measured, its limit, and whether it passed.
@@ -70,6 +71,7 @@ class Result(TypedDict, total=False):
     dataset: dict[str, Any]
     versions: dict[str, str]
     stages: dict[str, StageResult]
+    found: dict[str, dict[str, float]]
     layers: list[int]
     notes: list[str]
     preflight: dict[str, Any]

@@ -17,6 +17,7 @@ from lightning_modules.callbacks.checkpoint import StepCheckpoint
 from lightning_modules.config import read_config
 from lightning_modules.preflight import PreflightError
 from lightning_modules.training.trainer import evaluate
+from registries.registry import UserError
 from studies import study
 from studies.run.curves import read_curves
 
@@ -527,3 +528,33 @@ def test_a_damaged_cached_score_is_computed_anew(run, scored, tmp_path, content)
     again = result_of(run(cache))
     assert len(scored) == 4
     assert again["metrics"]["val/loss"] == first["metrics"]["val/loss"]
+
+
+def test_a_rate_that_is_found_is_recorded_trained_with_and_not_sought_again(run, monkeypatch):
+    from studies import stage_training
+
+    sought = []
+    monkeypatch.setattr(stage_training, "find_rate", lambda module, loader, trainer: sought.append(len(loader)) or 5e-3)
+    folder = run(
+        "model.freeze=false", "trainer.find_lr=true", "optimizer.schedule=constant", "optimizer.warmup_steps=0"
+    )
+    assert json.loads((folder / "result.json").read_text())["found"] == {"next_token": {"lr": 5e-3}}
+    assert [rate for _, rate in read_curves(folder)["train/lr"]] == pytest.approx([5e-3] * 4)
+    assert sought == [stage_training.TRIALS]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["trainer.find_batch_size=true"], "needs a GPU"),
+        (["trainer.find_lr=true", "optimizer.scale_lr=sqrt"], "optimizer.scale_lr=none"),
+        (
+            ["trainer.find_lr=true", "replacement=toroidal", "recovery=[next_token]"],
+            "of their own",
+        ),
+        (["trainer.precision=16-mixed"], "16-mixed needs a GPU"),
+    ],
+)
+def test_searches_that_cannot_be_are_told(small, lines, message):
+    with pytest.raises(UserError, match=message):
+        train.compose(small("model.freeze=false", *lines))

@@ -80,8 +80,17 @@ def test_what_is_named_is_all_there_is():
     ],
 )
 def test_steps_of_the_trainer(max_steps, max_epochs, max_tokens, blocks, steps):
-    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, max_tokens=max_tokens)
+    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, max_tokens=max_tokens, max_flops=None)
     assert trainer_steps(trainer, blocks, 4, 10) == steps
+
+
+def test_operations_are_a_budget_of_steps():
+    trainer = SimpleNamespace(max_steps=-1, max_epochs=None, max_tokens=None, max_flops=1000.0)
+    assert trainer_steps(trainer, 12, 4, 10, flops=5.0) == 5  # of 200 operations
+    assert trainer_steps(trainer, 12, 4, 10, flops=5.1) == 4
+    assert trainer_steps(trainer, 12, 4, 10) is None
+    with pytest.raises(UserError, match="less than one step, which takes 1.2e\\+03"):
+        trainer_steps(trainer, 12, 4, 10, flops=30.0)
 
 
 # What null stands for

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
@@ -284,3 +284,35 @@ def test_deterministic_training_does_not_fill_all_memory_that_it_allocates(make_
     finally:
         torch.use_deterministic_algorithms(before)
     assert watch.seen == (True, False)
+
+
+def test_gradients_are_clipped_without_the_scale_of_the_loss(make_module, make_stage, loader, blocks):
+    """As with 16-mixed on a GPU: here a processor computes in fp16."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    from lightning_modules.training.trainer import quiet
+
+    def trained(scale):
+        module = make_module(optimizer={"lr": 1e-3}, gradient_clip_val=1e-2)
+        module.begin("next_token", make_stage(module, "next_token", steps=1, batch_size=2, train="model"))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        seen = []
+        clip = module.clip_gradients
+        module.clip_gradients = lambda optimizer, *options: (
+            clip(optimizer, *options),
+            seen.append(torch.stack([p.grad.norm() for p in module.trained_parameters().values()]).norm().item()),
+        )
+        with quiet():
+            trainer = Trainer(
+                accelerator="cpu",
+                max_steps=1,
+                plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, loader(blocks[:2]))
+        return seen
+
+    assert trained(1024.0) == pytest.approx([1e-2], rel=1e-3)

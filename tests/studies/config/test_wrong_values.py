@@ -97,7 +97,7 @@ def wrong_values(key, hint):
 def test_an_option_is_valid_and_every_wrong_value_and_name_is_told(
     lines, config_name, place, hints, finished_context_run, monkeypatch
 ):
-    monkeypatch.setattr(component_checks, "_has_gpu", lambda: True)
+    monkeypatch.setattr(component_checks, "has_gpu", lambda: True)
     lines = [line.replace("FINISHED", str(finished_context_run)) for line in lines]
     cfg = compose(lines, config_name)
     plain, path = OmegaConf.to_container(cfg, resolve=True), place.split(".") if place else []

@@ -27,7 +27,8 @@ class FrozenNumbers:
     def clear_gradients(self) -> None:
         """After the backward pass."""
         for parameter, mask, _ in self._kept:
-            parameter.grad.masked_fill_(mask, 0)
+            if parameter.grad is not None:  # as that of a loss that a frozen module leaves out
+                parameter.grad.masked_fill_(mask, 0)
 
     @torch.no_grad()
     def put_back(self) -> None:

@@ -18,7 +18,9 @@ from omegaconf import OmegaConf
 
 from registries.registry import UserError
 from studies.config.groups import OPERATIONS
+from studies.report.comparisons import comparison_notes
 from studies.report.display import cell, shown_columns
+from studies.report.rate_rule import rate_notes
 from studies.report.sweep_table import flat_config, group, newest, summary_table, varied_keys
 from studies.run.files import write_text
 from studies.run.jobs import JOBS, sweep_runs
@@ -64,12 +66,17 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     for result in results:
         config = result["config"]
         models = tuple(sorted({config["model"]["name"], _name(config, "source")}))  # in either direction
+        if _is_from_scratch(config):
+            models = ()  # which are compared with each other
         groups[models, config["dataset"]["name"], config["size"]["name"]].append(result)
-    for (_, dataset, size), members in sorted(groups.items()):
+    for (models, dataset, size), members in sorted(groups.items()):
         config = members[-1]["config"]
         source = f" model@source={_name(config, 'source')}" if _name(config, "source") != "none" else ""
         local = " dataset.path=<folder>" if config["dataset"].get("path") else ""
         model = config["model"]["name"]
+        if not models:
+            yield f"`python train.py experiment={name} size={size} dataset={dataset}{local}`\n\n{_settings(members)}"
+            continue
         command = f"python train.py experiment={name} size={size} model={model}{source} dataset={dataset}{local}"
         if any(_name(config, part) != "none" for part in OPERATIONS if part != "replacement"):
             yield f"`{command}`\n\n{_settings(members)}"
@@ -82,15 +89,24 @@ def _name(config: Mapping[str, Any], part: str) -> str:
     return config.get(part, {"name": "none"})["name"]
 
 
+def _is_from_scratch(config: Mapping[str, Any]) -> bool:
+    return not config["model"].get("freeze", True)
+
+
 def _settings(results: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a sweep that trains LoRA: a line for each setting, seeds together, best first."""
-    runs = [(Path(result["folder"]), result) for result in results]
-    lines = summary_table(group(newest(runs)))
+    """The table of a sweep: a line for each setting, seeds together, best first; and what it can tell."""
+    runs = newest((Path(result["folder"]), result) for result in results)
+    settings = group(runs)
+    lines = summary_table(settings)
     untouched = {f"untouched: {result['baseline']['loss']:.4f}" for result in results}
     columns = shown_columns(lines, len(untouched))
     rows = [[column.removesuffix(".name") for column in columns], ["---"] * len(columns)]
     rows += [[cell(line, column) for column in columns] for line in lines]
-    return f"{', '.join(sorted(untouched))} nats per token\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    if not _is_from_scratch(results[0]["config"]):
+        return f"{', '.join(sorted(untouched))} nats per token\n\n{table}"
+    notes = [*comparison_notes(settings), *rate_notes(runs)]
+    return table + "".join(f"\n* {note}" for note in notes) + ("\n" if notes else "")
 
 
 def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

@@ -97,6 +97,12 @@ def test_what_is_frozen_is_bit_identical_after_training(context_run, expanded):
     assert (weights[read][:, old[read].shape[1] :] != 0).any()  # where it started
 
 
+def test_what_a_frozen_module_leaves_out_gets_no_gradient(run_once, expanded):
+    """The reconstruction of `overwrite` is trained for in training mode alone."""
+    trained = run_once(*CONTEXT, *TOKENIZER, *BUDGET, "model.update=overwrite")
+    assert result_of(expanded(trained, *WIDER, "expansion.mode=freeze"))["status"] == "finished"
+
+
 def test_its_controls_are_the_old_model_and_one_from_scratch_on_equal_operations(context_run, run, tmp_path):
     folder = run("model=none", "expansion=context", f"expansion.run={context_run}", "expansion.context_dim=12", *BUDGET)
     metrics, runs = result_of(folder)["metrics"], tmp_path / "outputs" / "runs"

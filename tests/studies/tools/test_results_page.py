@@ -89,3 +89,27 @@ def test_a_run_that_a_sweep_found_done_before_is_in_the_tables_of_both_experimen
     depth, init = page.read_text().split("experiment=init")
     assert [ratio for ratio in ("1.0000", "2.0000", "3.0000") if f" {ratio} (" in depth] == ["1.0000", "3.0000"]
     assert [ratio for ratio in ("1.0000", "2.0000", "3.0000") if f" {ratio} (" in init] == ["1.0000", "2.0000"]
+
+
+def test_models_that_were_trained_from_scratch_are_compared_in_one_table(monkeypatch):
+    monkeypatch.setattr("studies.report.sweep_table._over", lambda setting, best: {})
+
+    def trained(model, seed, loss):
+        run = {
+            **result(2, 1.0, model=model),
+            "baseline": {"loss": 7.0},
+            "dataset": {"name": "pydoc"},
+            "folder": "nowhere",
+        }
+        run["config"] = {key: value for key, value in run["config"].items() if key != "replacement"}
+        run["config"] |= {"model": {"name": model, "freeze": False}, "seed": seed}
+        return {**run, "metrics": {"val/loss": loss, "train/tokens": 100.0}}
+
+    runs = [
+        trained(model, seed, loss + seed / 10) for model, loss in (("lstm", 2.0), ("random", 3.0)) for seed in (0, 1)
+    ]
+    page = fill(PAGE, runs)
+    assert "`python train.py experiment=depth size=small dataset=pydoc`" in page
+    (header, _, first, second) = [line for line in page.splitlines() if line.startswith("|")]
+    assert header.startswith("| model |") and first.startswith("| lstm |") and "told apart" in second
+    assert "* seeds differ by a standard deviation of 0.071 in loss (2 degrees of freedom)" in page

@@ -54,5 +54,5 @@ def expand(model: nn.Module, settings: ExpansionSettings) -> tuple[nn.Module, Ex
     guard_length(larger).requires_grad_(False)
     if settings.mode == "scratch":
         return larger, Expanded(keeps_function=False)
-    ours = expansion.fill(larger, model)
-    return larger, Expanded(keeps_function=True, frozen=ours if settings.mode == "freeze" else {})
+    kept = expansion.fill(larger, model)
+    return larger, Expanded(keeps_function=True, frozen=kept if settings.mode == "freeze" else {})

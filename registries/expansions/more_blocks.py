@@ -43,7 +43,7 @@ class MoreBlocks:
         architecture = architecture_of(shape.family)
         prefix = f"{architecture.blocks}."
         copied = self._copied(shape.num_layers)
-        old, ours = dict(smaller.named_parameters()), {}
+        old, kept = dict(smaller.named_parameters()), {}
         with torch.no_grad():
             for name, parameter in larger.named_parameters():
                 is_copy, source, inside = False, name, ""
@@ -55,8 +55,8 @@ class MoreBlocks:
                 silent = architecture.silent_value(inside) if is_copy else None
                 if silent is not None:
                     parameter.fill_(silent)
-                ours[name] = torch.full_like(parameter, not is_copy, dtype=torch.bool)
-        return ours
+                kept[name] = torch.full_like(parameter, not is_copy, dtype=torch.bool)
+        return kept
 
     def _copied(self, num_layers: int) -> list[tuple[int, bool]]:
         """For each block of the larger model: the block that it is made of, and whether it is a copy."""

@@ -51,21 +51,21 @@ class WiderContext:
     def fill(self, larger: nn.Module, smaller: nn.Module) -> dict[str, Tensor]:
         arguments = smaller.config.arguments
         times = self.context_dim // arguments["context_dim"]
-        wide, old, ours = _wide_axes(arguments), dict(smaller.named_parameters()), {}
+        wide, old, kept = _wide_axes(arguments), dict(smaller.named_parameters()), {}
         with torch.no_grad():
             for name, parameter in larger.named_parameters():
                 key = name.removeprefix("model.")
-                weight, is_ours = old[name], torch.ones_like(parameter, dtype=torch.bool)
+                weight, is_kept = old[name], torch.ones_like(parameter, dtype=torch.bool)
                 for axis, parts in wide.get(key, {}).items():
                     source, copy = _repeated(parts, times, weight.device)
                     weight = weight.index_select(axis, source)
-                    is_ours &= (copy == 0).view([-1 if dim == axis else 1 for dim in range(weight.dim())])
+                    is_kept &= (copy == 0).view([-1 if dim == axis else 1 for dim in range(weight.dim())])
                 if key in READERS:  # the columns are the last axis
                     noise = NOISE * weight.new_empty(len(weight), times - 1, arguments["context_dim"]).normal_()
                     weight[:, copy > 0] = (noise - noise.mean(1, keepdim=True)).flatten(1)
                 parameter.copy_(weight)
-                ours[name] = is_ours
-        return ours
+                kept[name] = is_kept
+        return kept
 
 
 def _wide_axes(arguments: Mapping[str, Any]) -> dict[str, dict[int, list[tuple[int, bool]]]]:

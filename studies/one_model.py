@@ -39,7 +39,7 @@ def _final(study: Study, module: CausalLMModule, last_stage: str) -> Scores:
     scores.record(record, "val/")
     entropy = study.data.entropy()
     if entropy:
-        record.folder.record(**{"val/loss_over_entropy": scores.metrics["loss"] / entropy})
+        record.folder.record(**{"val/over_entropy": scores.metrics["loss"] / entropy})
     say("final score on test")
     study.score(module, "test").record(record, "test/")
     if (record.folder.path / SAMPLES).is_file():

@@ -15,6 +15,8 @@ from registries.placements.placement import Row
 from studies.progress import console
 from studies.report.printed_tables import NO_INTERVAL, interval_cells, new_table, number_cell
 
+MOST_GROUPS = 3  # of positions, whose losses have columns of their own
+
 
 def show_failures(failures: Sequence[Mapping[str, Any]]) -> None:
     """The jobs of a sweep that failed: number, overrides, cause, and the file with the traceback."""
@@ -121,6 +123,9 @@ def shown_columns(lines: Sequence[Mapping[str, Any]], baselines: int) -> list[st
 def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
     """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
     columns = shown_columns(lines, len(baselines))
+    groups = [column for column in columns if column.startswith("loss, ")]
+    if len(groups) > MOST_GROUPS:  # no terminal is so wide; the sweep's files have them
+        columns = [column for column in columns if column not in groups]
     table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
     for column in columns:
         table.add_column(column.removesuffix(".name"), overflow="fold")

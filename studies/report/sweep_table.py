@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ COLUMNS = {
     "loss": "val/loss",
     "perplexity": "val/ppl",
     "bits/byte": "val/bpb",
-    "loss over entropy": "val/loss_over_entropy",
+    "loss over entropy": "val/over_entropy",
     "over untouched": "val/ppl_ratio",
     "over the control": "val/ppl_ratio_control",
     "over scratch": "val/ppl_ratio_scratch",
@@ -164,7 +165,7 @@ def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
         line = dict(setting.values) | {"seeds": len(setting.runs)}
         if setting.unfinished:
             line["not finished"] = ", ".join(setting.unfinished)
-        for title, name in COLUMNS.items():
+        for title, name in {**COLUMNS, **_groups(settings)}.items():
             if setting.mean(name) is not None and not (name == "train/tokens" and equal):
                 line[title] = setting.mean(name)
                 if name.endswith("loss") and setting.margin(name) is not None:
@@ -179,6 +180,18 @@ def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:
                 line["from the best"] = "told apart" if told else "not told apart"
         lines.append(line)
     return lines
+
+
+def _groups(settings: Sequence[Setting]) -> dict[str, str]:
+    """Title -> metric of the losses of groups of positions."""
+    names = dict.fromkeys(name for setting in settings for _, result in setting.runs for name in result["metrics"])
+    return {f"loss, {words(name)}": name for name in names if name.startswith("val/loss_")}
+
+
+def words(metric: str) -> str:
+    """`val/loss_positions_256_511` -> `256-511`; other groups by their name."""
+    name = metric.removeprefix("val/loss_")
+    return re.sub(r"positions_(\d+)_(\d+)", r"\1-\2", name).replace("_", " ")
 
 
 def spread_of(settings: Sequence[Setting], metric: str) -> Spread | None:

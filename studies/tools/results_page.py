@@ -21,7 +21,7 @@ from studies.config.groups import OPERATIONS
 from studies.report.comparisons import comparison_notes
 from studies.report.display import cell, shown_columns
 from studies.report.rate_rule import rate_notes
-from studies.report.sweep_table import flat_config, group, newest, summary_table, varied_keys
+from studies.report.sweep_table import flat_config, group, newest, summary_table, varied_keys, words
 from studies.run.files import write_text
 from studies.run.jobs import JOBS, sweep_runs
 from studies.run.results import runs
@@ -113,7 +113,7 @@ def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     configs = [flat_config(result["config"]) for result in results]
     varied = varied_keys(configs) or ["replacement.depth"]
     metrics = {metric: None for result in results for metric in result["metrics"]}
-    groups = {f"loss, {_words(metric)}": metric for metric in metrics if metric.startswith("val/loss_")}
+    groups = {f"loss, {words(metric)}": metric for metric in metrics if metric.startswith("val/loss_")}
     shown = {title: metric for title, metric in {**columns, **groups}.items() if metric in metrics}
     header, rows = [*(key.rpartition(".")[2] for key in varied), *shown], {}
     for result, config in zip(results, configs, strict=True):
@@ -123,12 +123,6 @@ def _table(results: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
         rows.setdefault(tuple(values), [*values, *(_value(result["metrics"], metric) for metric in shown.values())])
     lines = [header, ["---"] * len(header), *sorted(rows.values(), key=_order)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _words(metric: str) -> str:
-    """`val/loss_positions_256_511` -> `256-511`; other groups by their name."""
-    name = metric.removeprefix("val/loss_")
-    return re.sub(r"positions_(\d+)_(\d+)", r"\1-\2", name).replace("_", " ")
 
 
 def _order(cells: Sequence[str]) -> list[Any]:

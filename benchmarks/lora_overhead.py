@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback
 from torch.nn.functional import cross_entropy
 
@@ -50,6 +51,7 @@ def main() -> None:
         ours.begin("next_token", stage)
         clock = InTurn(plain)
         run = RunFolder.create(Path(folder), "overhead", config=cfg.plain)
+        (run.path / "config.yaml").write_text(yaml.safe_dump(dict(cfg.plain)))  # which the tracker sends too
         tracker = build_tracker(cfg.tracking).open(run.path, Path(folder))
         loader = data.fit_loader(stage.steps, 0, stage.batch_size, "next_token")
         loggers = [CurveFile(run.path), tracker]

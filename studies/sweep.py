@@ -62,6 +62,7 @@ def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
 
 
 def _attempt(cfg: Any, run: Callable[[Any], dict[str, Any]], job: Job, mark: str) -> float:
+    gc.collect()  # a model and its trainer hold each other: those of the job before would count as this one's memory
     with _at_work(job, mark):
         try:
             return run(cfg)["metrics"].get("val/loss", math.inf)
@@ -78,7 +79,6 @@ def _attempt(cfg: Any, run: Callable[[Any], dict[str, Any]], job: Job, mark: str
                     end_sweep(job.sweep, cfg)
                 sys.exit(1)
             traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
-    gc.collect()
     return math.inf
 
 

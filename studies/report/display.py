@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
@@ -15,6 +17,8 @@ from registries.placements.placement import Row
 from studies.progress import console
 from studies.report.printed_tables import NO_INTERVAL, interval_cells, new_table, number_cell
 
+WIDEST = 1000  # characters of a table
+LONGEST_WORD = 16  # characters that a table does not break; numbers are shorter
 MOST_GROUPS = 3  # of positions, whose losses have columns of their own
 
 
@@ -128,13 +132,20 @@ def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Map
         columns = [column for column in columns if column not in groups]
     table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
     for column in columns:
-        table.add_column(column.removesuffix(".name"), overflow="fold")
+        title = column.removesuffix(".name")
+        labels = [f"untouched {label}" for label in baselines] if column == columns[0] else []
+        texts = [title, *labels, *(cell(line, column) for line in lines)]
+        longest = max(len(word) for text in texts for word in text.split() or [""])
+        table.add_column(title, overflow="fold", min_width=min(longest, LONGEST_WORD))
     for label, loss in baselines.items():
         cells = {**dict.fromkeys(columns, ""), "loss": f"{loss:.4f}", "perplexity": f"{math.exp(loss):.4f}"}
         table.add_row(*(cells | {columns[0]: f"untouched {label}"}).values())
     for line in lines:
         table.add_row(*(cell(line, column) for column in columns))
-    console.print(table)
+    # Numbers stay in one piece: rather are lines longer than the terminal is wide.
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).minimum
+    wide = Console(file=console.file, highlight=False, soft_wrap=True, width=max(console.width, needed))
+    wide.print(table)
 
 
 def cell(line: Mapping[str, Any], title: str) -> str:

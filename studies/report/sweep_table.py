@@ -231,9 +231,14 @@ def _documents(setting: Setting) -> list[tuple[float, int]]:
 
 
 def untouched_losses(runs: Sequence[Run]) -> dict[str, float]:
-    """Label -> validation loss of the untouched models of a sweep."""
+    """Label -> validation loss of the untouched models of a sweep, with the keys by which their texts differ."""
+    configs = [flat_config(result["config"]) for _, result in runs]
+    differ = len({json.dumps(_scored_text(result)) for _, result in runs}) > 1
+    keys = [key for key in varied_keys(configs) if differ and key.startswith("dataset.") and key != "dataset.name"]
     losses = {}
-    for _, result in runs:
+    for (_, result), config in zip(runs, configs, strict=True):
         if "loss" in result["baseline"]:
-            losses[f"{result['config']['model']['name']} on {result['dataset']['name']}"] = result["baseline"]["loss"]
+            label = f"{result['config']['model']['name']} on {result['dataset']['name']}"
+            values = [_named(key, str(config[key])) for key in keys if key in config]
+            losses[", ".join([label, *values])] = result["baseline"]["loss"]
     return losses

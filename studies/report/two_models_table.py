@@ -23,8 +23,11 @@ def show_crossing(metrics: Mapping[str, float]) -> None:
     }
     names = [name.split("/")[1] for name in metrics if name.startswith("control/") and name.endswith("val/loss")]
     rows = {"source alone": "source/", "target alone": "target/", **{name: f"control/{name}/val/" for name in names}}
+    layers = [name.split("/")[1] for name in metrics if name.startswith("val/layer_") and name.endswith("/loss")]
+    rows["adapter" if not layers else "adapter, mean of the layers"] = "val/"
+    rows |= {f"adapter, {layer.replace('_', ' ')}": f"val/{layer}/" for layer in layers}
     table = new_table("the target's validation text, read through the source", "states", columns.values())
-    for label, prefix in {**rows, "adapter": "val/"}.items():
+    for label, prefix in rows.items():
         table.add_row(label, *(number_cell(metrics.get(f"{prefix}{name}")) for name in columns))
     console.print(table)
     if "communication/chance" not in metrics:

@@ -1,15 +1,18 @@
 import csv
+import gc
 import json
 import math
+import weakref
 
 import pytest
 
 import train
+from studies import sweep
 from studies.config.launch import launch
 from studies.report.display import cell, shown_columns
 from studies.report.sweep_summary import summarise
 from studies.report.sweep_table import Setting, group, newest, summary_table, varied_keys
-from studies.run.jobs import sweep_runs
+from studies.run.jobs import Job, sweep_runs
 from studies.run.results import read_result
 
 LOSSES = {("attention", 1e-3): (2.0, 2.2), ("attention", 3e-3): (1.9, 2.0), ("mlp", 1e-3): (1.7, 1.8)}
@@ -171,3 +174,26 @@ def test_a_sweep_ends_with_its_summary(small, tmp_path, capsys):
     lines = json.loads((sweep / "summary.json").read_text())["the sweep, by validation loss"]
     assert {line["placement.name"] for line in lines} == {"attention", "feed_forward"}
     assert capsys.readouterr().out.rstrip().endswith(str(sweep))
+
+
+def test_a_job_starts_without_what_the_job_before_it_has_left(tmp_path):
+    """A model and its trainer hold each other."""
+
+    class Holder:
+        pass
+
+    seen = []
+
+    def job(cfg):
+        alive = [reference for reference in seen if reference() is not None]
+        holder = Holder()
+        holder.held = holder
+        seen.append(weakref.ref(holder))
+        return {"metrics": {"val/loss": float(len(alive))}}
+
+    gc.disable()  # which would find it by chance
+    try:
+        losses = [sweep._attempt({}, job, Job(tmp_path, number, []), "mark") for number in range(3)]
+    finally:
+        gc.enable()
+    assert losses == [0.0, 0.0, 0.0]

@@ -1,6 +1,7 @@
 """What a run prints, read as a user reads it."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from rich.console import Console
 from studies.progress import only_results_on_stdout, say, show_folder
 from studies.report import display
 from studies.report.display import cell, ranges, shown_columns
+from studies.report.sweep_table import untouched_losses
 
 
 @pytest.fixture
@@ -133,3 +135,26 @@ def test_within_a_run_only_results_go_to_stdout(capsys):
     printed = capsys.readouterr()
     assert printed.out.splitlines() == ["outputs/runs/one", "outputs/runs/two"]
     assert printed.err.splitlines() == ["a library's line", "loading"]
+
+
+def test_numbers_of_a_wide_table_stay_in_one_piece(monkeypatch):
+    monkeypatch.setattr(display, "console", Console(file=io.StringIO(), width=60))
+    line = {"adapter.name": "ridge", **{f"a number {index}": 1000.5 + index for index in range(20)}, "trained": 839488}
+    display.show_settings("a sweep", [line], {"tiny_phi on pydoc": 3.8404})
+    written = display.console.file.getvalue()
+    assert "839,488" in written
+    assert all(f"{1000.5 + index:,.0f}" in written for index in range(20))
+
+
+def test_untouched_models_on_other_texts_have_rows_of_their_own():
+    def run(block_size, loss):
+        config = {"trainer": {}, "dataset": {"name": "text", "block_size": block_size}, "model": {"name": "tiny_phi"}}
+        dataset = {"name": "text", "validation": {"blocks": 1024 // block_size}}
+        return Path("nowhere"), {"config": config, "dataset": dataset, "baseline": {"loss": loss}}
+
+    runs = [run(256, 4.1), run(512, 4.3)]
+    assert untouched_losses(runs) == {
+        "tiny_phi on text, block_size=256": 4.1,
+        "tiny_phi on text, block_size=512": 4.3,
+    }
+    assert untouched_losses([run(256, 4.1), run(256, 4.1)]) == {"tiny_phi on text": 4.1}

@@ -59,6 +59,7 @@ class RandomModel:
         max_positions: longest sequence.
         tokenizer: folder of a tokenizer; its tokens must fit in vocab_size.
         parameters: how many the model is to have, such as 2.74M, which solves the two widths; None: they stay.
+        num_tokens: of a tokenizer that is trained for it, in the place of `vocab_size`; None: there is none.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class RandomModel:
         max_positions: Annotated[int, Ge(2), Le(MAX_DIMENSION)] = 2048,
         tokenizer: str | None = None,
         parameters: Count | None = None,
+        num_tokens: int | None = None,
     ):
+        vocab_size = num_tokens or vocab_size
         self.family = family
         self.tokenizer_path = tokenizer
 

@@ -10,7 +10,7 @@ from registries import ADAPTERS, MODELS, UserError
 from registries.layers import resolve_layers
 from registries.model_shape import shape_of
 from registries.option import CONF, shared_key_errors, split_keys
-from registries.registry import parameters, signature_errors
+from registries.registry import signature_errors
 from registries.settings import AdapterSettings, AdapterTrainingSettings, CompressorSettings
 from studies.config.component_checks import Parts, group_errors, loader_errors, model_config
 from studies.config.groups import GROUPS
@@ -41,7 +41,9 @@ def source_errors(cfg: Parts) -> list[str]:
 
 def starts_at_random(model: str) -> bool:
     """Whether a registered model is one that is trained from scratch alone."""
-    return model in MODELS and "num_tokens" in parameters(MODELS.get(model))
+    from registries.models.recurrence import RECURRENCES  # which needs torch
+
+    return model in MODELS and model in RECURRENCES
 
 
 def _usual_source(group: str) -> str:

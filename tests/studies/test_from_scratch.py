@@ -97,3 +97,15 @@ def test_documents_are_kept_apart_in_instruction_data(small, tmp_path):
     result = train.run(train.compose([*lines, f"dataset.path={tmp_path / 'records.json'}"]))
     assert result["status"] == "finished"
     assert result["dataset"]["train"]["examples"] > result["dataset"]["train"]["blocks"]
+
+
+def test_a_transformer_has_as_many_tokens_as_the_tokenizer_that_is_trained_for_it(run_once):
+    lines = [
+        "model=random",
+        "model.freeze=false",
+        "tokenizer=byte_bpe",
+        "tokenizer.vocab_size=300",
+        "dataset.batch_size=2",
+    ]
+    module = load_module(run_once(*lines))
+    assert module.model.config.vocab_size == len(module.tokenizer) == 300

@@ -154,10 +154,15 @@ class Config(RunSettings):
         """Whether a source model is read."""
         return any(getattr(self, group) is not None for group in TWO_MODEL_MODULES)
 
+    @property
+    def expands_run(self) -> bool:
+        """Whether the model is the one that another run trained."""
+        return self.expansion is not None and self.expansion.run is not None
+
     def model_loader(self) -> Any:
         """The `ModelLoader` of the model; of an expansion, that of the model that its run trained."""
         loader = self.untrained_loader()
-        if self.expansion is None or self.expansion.run is None:
+        if not self.expands_run:
             return loader
         from lightning_modules.trained_loader import TrainedLoader
 
@@ -173,7 +178,7 @@ class Config(RunSettings):
         Raises:
             UserError: see `trained_tokenizer`.
         """
-        if self.tokenizer.num_tokens is None or (self.expansion is not None and self.expansion.run is not None):
+        if self.tokenizer.num_tokens is None or self.expands_run:
             return loader.tokenizer()
         from data_modules.trained_tokenizer import trained_tokenizer
 

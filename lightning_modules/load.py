@@ -157,7 +157,7 @@ def load_module(run_dir: str | Path) -> CausalLMModule:
     _expand(module, cfg)
     _replace(module, cfg)
     of_the_model = result.get("stages", {}).keys() - TWO_MODEL_MODULES.keys()
-    if result["status"] != "finished" or of_the_model:  # else nothing of it was trained
+    if result["status"] != "finished" or of_the_model or cfg.expands_run:  # else nothing of it was trained
         for stage in build_stages(cfg, workspace(module, cfg)).values():
             stage.prepare(module.model)
         if cfg.placement is not None:

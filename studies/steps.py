@@ -101,10 +101,10 @@ def recover(study: Study, module: CausalLMModule, identity: Mapping[str, Any]) -
             study.score(module, "validation").record(record, f"{name}/")
     # By identity: a later stage may have wrapped a layer, and so renamed what an earlier one trained.
     parameters = {name: parameter for name, parameter in module.model.named_parameters() if id(parameter) in trained}
-    if parameters:
-        of_run = study.cfg.expansion is not None and study.cfg.expansion.run is not None
-        # What a run trained is in no loader.
-        _save_trained(study, module, dict(module.model.named_parameters()) if of_run else parameters)
+    if study.cfg.expands_run:  # what that run trained is in no loader
+        _save_trained(study, module, dict(module.model.named_parameters()))
+    elif parameters:
+        _save_trained(study, module, parameters)
     return list(stages), parameters
 
 

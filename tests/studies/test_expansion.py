@@ -97,6 +97,14 @@ def test_what_is_frozen_is_bit_identical_after_training(context_run, expanded):
     assert (weights[read][:, old[read].shape[1] :] != 0).any()  # where it started
 
 
+def test_a_model_that_is_made_larger_alone_is_loaded_as_it_is(context_run, expanded):
+    grown = expanded(context_run, *WIDER, "trainer.max_steps=0")
+    old, new = load_module(context_run).model.eval(), load_module(grown).model.eval()
+    assert new.config.arguments["context_dim"] == 12
+    with torch.no_grad():
+        assert new(TOKENS).logits.allclose(old(TOKENS).logits, atol=1e-5)
+
+
 def test_what_a_frozen_module_leaves_out_gets_no_gradient(run_once, expanded):
     """The reconstruction of `overwrite` is trained for in training mode alone."""
     trained = run_once(*CONTEXT, *TOKENIZER, *BUDGET, "model.update=overwrite")

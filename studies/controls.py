@@ -9,6 +9,7 @@ from lightning_modules.config import Config, read_config
 from lightning_modules.nll import perplexity
 from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import recovery_plan
+from registries import EXPANSIONS
 from registries.option import split_keys
 from registries.registry import defaults
 from registries.settings import ReplacementSettings
@@ -38,7 +39,9 @@ def control_config(cfg: Config, control: str) -> Config:
     changed = copy.deepcopy(dict(cfg.plain))
     changed |= {"experiment": {"name": "none"}, "controls": [], "skip_finished": True, "resume": "auto"}
     if cfg.expansion is not None:
-        changed["expansion"]["mode"] = control
+        # The model as it was is the same whatever it would be expanded to: all these studies share it.
+        own = defaults(EXPANSIONS.get(cfg.expansion.name)) if control == "original" else {}
+        changed["expansion"] |= {"mode": control, **own}
         return read_config(changed)
     shared, plan = split_keys(ReplacementSettings, cfg.plain["replacement"])[0], recovery_plan(cfg)
     changed["replacement"] = {"name": "standard", **shared, "init": "copy" if control == "original" else "random"}

@@ -183,3 +183,7 @@ def test_a_control_has_the_mode_alone_of_its_own(small, context_run):
         changed = control_config(cfg, control)
         assert changed.expansion.mode == control
         assert changed.plain["dataset"] == cfg.plain["dataset"]
+    wider = [f"expansion.context_dim={width}" for width in (12, 24)]
+    lines = ["model=none", "expansion=context", f"expansion.run={context_run}"]
+    one, other = (control_config(read_config(train.compose(small(*lines, line))), "original") for line in wider)
+    assert one.plain == other.plain

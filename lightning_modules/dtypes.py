@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 BFLOAT16_WIDTH = 512
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # precision -> what products are computed in
 
 
 def resolve_dtype(dtype: str, frozen: bool, config: Mapping[str, Any] | None) -> torch.dtype:
@@ -45,5 +46,6 @@ def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
     if precision is None:
         yield
         return
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    dtype = MIXED.get(precision)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         yield

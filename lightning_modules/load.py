@@ -55,6 +55,8 @@ def load_language_model(cfg: Config, loader: Any, tokenizer: Any) -> CausalLMMod
     dtype = cfg.model.dtype
     if dtype == "auto" and cfg.placement is not None and cfg.placement.init in CHANGES_WEIGHTS:
         dtype = "float32"  # frozen weights change, and would lose that to rounding
+    if dtype == "auto" and cfg.expansion is not None:
+        dtype = "float32"  # in which the new blocks train, between frozen ones
     model = loader.model(resolve_dtype(dtype, cfg.model.freeze, loader.config()))
     guard_length(model)
     if vocabulary_size(tokenizer) > model.config.vocab_size:

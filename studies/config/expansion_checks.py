@@ -34,6 +34,10 @@ def expansion_errors(cfg: Parts) -> list[str]:
         errors.append(
             f"recovery={list(cfg['recovery'])}: expansion.mode={group['mode']} decides what trains; leave it out"
         )
+    if cfg["model"].get("dtype") in ("bfloat16", "float16"):
+        errors.append(
+            f"model.dtype={cfg['model']['dtype']}: what is new trains in float32, beside what is old; set it to auto"
+        )
     errors += _model_errors(cfg) if group["run"] is None else _run_errors(Path(group["run"]).expanduser(), cfg)
     config = model_config(cfg)
     if errors or config is None:

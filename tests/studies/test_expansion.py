@@ -126,11 +126,16 @@ def test_its_controls_are_the_old_model_and_one_from_scratch_on_equal_operations
         assert f"{ratio}_low" in metrics
 
 
-def test_a_pretrained_model_needs_no_run(run):
-    metrics = result_of(run("model=tiny_phi", "expansion=blocks", "controls=[]", "dataset.batch_size=2", *BUDGET))[
-        "metrics"
-    ]
+@pytest.mark.parametrize("mode", ["finetune", "freeze"])
+def test_a_pretrained_model_needs_no_run(run, mode, monkeypatch):
+    monkeypatch.setattr("lightning_modules.dtypes.fast_bfloat16", lambda: True)
+    monkeypatch.setattr("lightning_modules.dtypes.BFLOAT16_WIDTH", 1)
+    lines = ["model=tiny_phi", "expansion=blocks", f"expansion.mode={mode}", "controls=[]", "model.dtype=auto"]
+    folder = run(*lines, *BUDGET)
+    metrics = result_of(folder)["metrics"]
     assert metrics["swap/loss"] == pytest.approx(metrics["baseline/loss"], abs=1e-5)
+    assert metrics["val/loss"] != metrics["swap/loss"]
+    assert len(load_module(folder).model.model.layers) == 8
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,7 @@ def test_a_pretrained_model_needs_no_run(run):
         (("expansion=context", "model=context_lm"), "expansion.run=null: model=context_lm starts from random weights"),
         (("expansion=blocks", "model=tiny_phi", "expansion.mode=scratch", "controls=[]"), "expansion.mode=scratch"),
         (("expansion=blocks", "model=tiny_phi"), "'scratch' is given what"),
+        (("expansion=blocks", "model=tiny_phi", "controls=[]", "model.dtype=bfloat16"), "trains in float32"),
         (("expansion=context", "model=none", "expansion.run=nowhere"), "nowhere is not a run's folder"),
         (("expansion=blocks", "model=tiny_phi", "controls=[standard]"), "'standard' does not go with this study"),
         (("expansion=blocks", "model=tiny_phi", "controls=[]", "placement=attention"), "studies of their own"),

@@ -85,7 +85,7 @@ def _notes_of(axis: str, rest: Sequence[str], runs: Sequence[Run], configs: Sequ
             told = "is not known: too few lie between two rates that were tried, so widen optimizer.lr"
         else:
             told = (
-                f"grows with the power {rule.slope:.2f} ({rule.low:.2f} to {rule.high:.2f}), by {rule.count} best rates"
+                f"goes with the power {rule.slope:.2f} ({rule.low:.2f} to {rule.high:.2f}), by {rule.count} best rates"
             )
             if rule.at_the_edge:
                 told += f"; {rule.at_the_edge} more lie at the edge of the rates that were tried"

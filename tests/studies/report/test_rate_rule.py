@@ -50,13 +50,13 @@ def runs(axis, rule):
 def test_a_sweep_over_batches_and_rates_tells_its_rule():
     (note,) = rate_notes(list(runs("dataset.batch_size", lambda size: 1e-3 * size)))
     assert note == (
-        "how the best rate follows the batch size: it grows with the power 1.00 (1.00 to 1.00), by 6 best rates"
+        "how the best rate follows the batch size: it goes with the power 1.00 (1.00 to 1.00), by 6 best rates"
     )
 
 
 def test_the_size_of_a_model_is_what_it_has_and_not_what_was_asked_for():
     (note,) = rate_notes(list(runs("model.parameters", lambda size: 1e-3 * size)))
-    assert "the parameters: it grows with the power 0.50" in note
+    assert "the parameters: it goes with the power 0.50" in note
 
 
 def test_a_sweep_over_something_else_tells_none():

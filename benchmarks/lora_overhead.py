@@ -50,7 +50,7 @@ def main() -> None:
         (stage,) = build_stages(cfg, workspace(ours, cfg, identity={}, train_blocks=data.train_blocks)).values()
         ours.begin("next_token", stage)
         clock = InTurn(plain)
-        run = RunFolder.create(Path(folder), "overhead", config=cfg.plain)
+        run = RunFolder.create(Path(folder), "overhead", config=cfg.plain, mlflow_run_id=None)
         (run.path / "config.yaml").write_text(yaml.safe_dump(dict(cfg.plain)))  # which the tracker sends too
         tracker = build_tracker(cfg.tracking).open(run.path, Path(folder))
         loader = data.fit_loader(stage.steps, 0, stage.batch_size, "next_token")

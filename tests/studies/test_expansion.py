@@ -50,6 +50,7 @@ WIDER = ("context", "expansion.context_dim=12")
 DEEPER = ("blocks", "expansion.layers=[1]")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("of", "words"), [("context_run", WIDER), ("transformer_run", DEEPER)], ids=["context", "blocks"]
 )
@@ -126,7 +127,7 @@ def test_its_controls_are_the_old_model_and_one_from_scratch_on_equal_operations
         assert f"{ratio}_low" in metrics
 
 
-@pytest.mark.parametrize("mode", ["finetune", "freeze"])
+@pytest.mark.parametrize("mode", [pytest.param("finetune", marks=pytest.mark.full_product), "freeze"])
 def test_a_pretrained_model_needs_no_run(run, mode, monkeypatch):
     monkeypatch.setattr("lightning_modules.dtypes.fast_bfloat16", lambda: True)
     monkeypatch.setattr("lightning_modules.dtypes.BFLOAT16_WIDTH", 1)

@@ -13,6 +13,7 @@ from tests.rules import MODELS_UNDER_TEST, language_model
 
 UPDATES = ("gated", "additive", "overwrite", "linear")
 CONTEXT = {"num_layers": 2, "context_dim": 6, "hidden_dim": 20, "embed_dim": 8, "dropout": 0.0}
+KINDS_OF_BLOCKS = ("gpt2", "phi", "llama", "gemma3")  # the other families are built as one of these
 TOKENS = torch.randint(64, (4, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -47,6 +48,7 @@ def cases():
                 lambda family=family: trained(language_model(family)),
                 settings("blocks", **arguments),
                 id=f"blocks {family} {arguments}",
+                marks=() if family in KINDS_OF_BLOCKS else pytest.mark.full_product,
             )
 
 

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from data_modules.dataset_settings import DatasetSettings
 from data_modules.tokenizer_settings import OWN, TokenizerSettings
 from lightning_modules.learning_rate import OptimizerSettings
-from lightning_modules.run_files import read_plain
+from lightning_modules.run_files import read_files
 from registries.counts import Count
 from registries.models.model_folder import absolute_path
 from registries.option import Option, base_values, read_section
@@ -266,7 +266,7 @@ def with_model_of_run(plain: Mapping[str, Any]) -> Mapping[str, Any]:
         return plain
     if not isinstance(run, str):
         raise UserError(f"expansion.run={run!r} is no folder: give that of a finished run")
-    of_run = read_plain(Path(run).expanduser())
+    of_run, _ = read_files(Path(run).expanduser())
     return {**plain, "model": of_run["model"], "tokenizer": of_run.get("tokenizer", {"name": OWN})}
 
 

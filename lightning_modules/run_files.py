@@ -15,28 +15,25 @@ log = logging.getLogger(__name__)
 CONFIG_KEYS = ("model", "replacement", "dataset", "optimizer", "trainer", "seed", "plugins", "cache_dir")
 
 
-def read_plain(run_dir: Path) -> dict[str, Any]:
-    """The config of a run, as it was recorded; where its own file is damaged, as `result.json` holds it too.
+def read_files(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a run, as it was recorded, and its result.
+
+    Where the config's own file is damaged, it is taken as `result.json` holds it too.
 
     Raises:
         UserError: the folder is no run's, or both say too little.
     """
-    result = read_outcome(run_dir)
+    for name in ("config.yaml", "result.json"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
+    result = _read_mapping(run_dir / "result.json", ("status",))
     try:
-        return _read_mapping(run_dir / "config.yaml", CONFIG_KEYS)
+        return _read_mapping(run_dir / "config.yaml", CONFIG_KEYS), result
     except UserError as error:
         if not isinstance(result.get("config"), dict) or not result["config"].keys() >= set(CONFIG_KEYS):
             raise
         log.warning("%s; the config is taken from result.json", error)
-        return result["config"]
-
-
-def read_outcome(run_dir: Path) -> dict[str, Any]:
-    """The content of a run's `result.json`. Raises UserError where the folder is no run's, or the file is damaged."""
-    for name in ("config.yaml", "result.json"):
-        if not (run_dir / name).is_file():
-            raise UserError(f"{run_dir} is not a run's folder: it has no {name}")
-    return _read_mapping(run_dir / "result.json", ("status",))
+        return result["config"], result
 
 
 def _read_mapping(file: Path, keys: Sequence[str]) -> dict[str, Any]:

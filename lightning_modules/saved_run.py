@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.config import Config, read_config
-from lightning_modules.run_files import read_outcome, read_plain
+from lightning_modules.run_files import read_files
 
 
 def read_run(run_dir: Path) -> tuple[Config, dict[str, Any]]:
@@ -15,4 +15,5 @@ def read_run(run_dir: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         UserError: the folder is no run's, or both say too little.
     """
-    return read_config(read_plain(run_dir)), read_outcome(run_dir)
+    plain, result = read_files(run_dir)
+    return read_config(plain), result

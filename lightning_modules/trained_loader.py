@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_modules.weights import TRAINED_WEIGHTS, read_weights, saved_tokenizer
+from lightning_modules.weights import TRAINED_WEIGHTS, fitting_weights, saved_tokenizer
 from registries.models.content import folder_sha256
-from registries.registry import UserError
 
 
 class TrainedLoader:
@@ -39,10 +38,7 @@ class TrainedLoader:
             UserError: the run has not finished, or its weights are of another model.
         """
         model = self._loader.model(dtype)
-        parameters, trained = dict(model.named_parameters()), read_weights(self._run / TRAINED_WEIGHTS)
-        for name, tensor in trained.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                raise UserError(f"{self._run} trained {name!r}, which the model of its config does not have so")
-            with torch.no_grad():
-                parameters[name].copy_(tensor)
+        with torch.no_grad():
+            for parameter, tensor in fitting_weights(model, self._run / TRAINED_WEIGHTS):
+                parameter.copy_(tensor)
         return model

@@ -36,16 +36,25 @@ def restore(module: CausalLMModule, file: Path) -> None:
     Raises:
         UserError: as `read_weights`, or the file is of another config.
     """
-    trained = read_weights(file)
-    parameters = dict(module.model.named_parameters())
+    fitting = fitting_weights(module.model, file)
+    separate(module.original, [parameter for parameter, _ in fitting])
+    for parameter, tensor in fitting:
+        parameter.data = tensor.to(parameter.device)
+
+
+def fitting_weights(model: nn.Module, file: Path) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """The parameters of a model that a file holds weights of, each with these.
+
+    Raises:
+        UserError: as `read_weights`, or the file is of another config.
+    """
+    trained, parameters = read_weights(file), dict(model.named_parameters())
     strange = [
         name for name, tensor in trained.items() if parameters.get(name, tensor.new_empty(0)).shape != tensor.shape
     ]
     if strange:
         raise UserError(f"{file} is of another config: {strange[0]!r} does not fit this model")
-    separate(module.original, [parameters[name] for name in trained])
-    for name, tensor in trained.items():
-        parameters[name].data = tensor.to(parameters[name].device)
+    return [(parameters[name], tensor) for name, tensor in trained.items()]
 
 
 def saved_tokenizer(run_dir: Path) -> Any | None:

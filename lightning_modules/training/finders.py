@@ -29,7 +29,8 @@ def find_rate(module: CausalLMModule, loader: DataLoader, settings: TrainerSetti
     Raises:
         UserError: the loss does not fall at any rate.
     """
-    finder = _searching(settings, lambda tuner: tuner.lr_find(module, loader, **_rates()))
+    rates = {"min_lr": LOWEST_RATE, "max_lr": HIGHEST_RATE, "num_training": TRIALS, "update_attr": False}
+    finder = _searching(settings, lambda tuner: tuner.lr_find(module, loader, **rates))
     rate = None if finder is None else finder.suggestion()
     if rate is None:
         raise UserError("trainer.find_lr=true found no rate at which the loss falls: set optimizer.lr")
@@ -59,10 +60,6 @@ def find_batch_size(
     finally:
         del module.batch_size, module.train_dataloader, module.val_dataloader
         stage.workspace, stage.batch_size = workspace, batch_size
-
-
-def _rates() -> dict[str, Any]:
-    return {"min_lr": LOWEST_RATE, "max_lr": HIGHEST_RATE, "num_training": TRIALS, "update_attr": False}
 
 
 def _searching(settings: TrainerSettings, search: Callable[[Tuner], Any]) -> Any:

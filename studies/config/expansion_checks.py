@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.config import is_chosen
-from lightning_modules.run_files import read_outcome, read_plain
+from lightning_modules.run_files import read_files
 from registries import EXPANSIONS, UserError
 from registries.option import split_keys
 from registries.settings import ExpansionSettings
@@ -63,7 +63,7 @@ def _model_errors(cfg: Parts) -> list[str]:
 
 
 def _run_errors(run: Path, cfg: Parts) -> list[str]:
-    plain, outcome = read_plain(run), read_outcome(run)
+    plain, outcome = read_files(run)
     label = f"expansion.run={run}"
     if outcome["status"] != "finished":
         return [f"{label} has not finished (status {outcome['status']}): continue it first, with resume={run}"]

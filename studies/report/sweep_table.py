@@ -135,7 +135,8 @@ def group(runs: Sequence[Run]) -> list[Setting]:
             setting.runs.append((path, result))
         else:
             setting.unfinished.append(result["status"])
-    value = lambda setting: setting.mean(compared_by(runs))  # noqa: E731
+    metric = compared_by(runs)
+    value = lambda setting: setting.mean(metric)  # noqa: E731
     return sorted(settings.values(), key=lambda setting: math.inf if value(setting) is None else value(setting))
 
 

@@ -132,11 +132,11 @@ def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Map
         columns = [column for column in columns if column not in groups]
     table = Table(title=f"{title} (+- 95 % over seeds)", title_justify="left")
     for column in columns:
-        title = column.removesuffix(".name")
+        heading = column.removesuffix(".name")
         labels = [f"untouched {label}" for label in baselines] if column == columns[0] else []
-        texts = [title, *labels, *(cell(line, column) for line in lines)]
+        texts = [heading, *labels, *(cell(line, column) for line in lines)]
         longest = max(len(word) for text in texts for word in text.split() or [""])
-        table.add_column(title, overflow="fold", min_width=min(longest, LONGEST_WORD))
+        table.add_column(heading, overflow="fold", min_width=min(longest, LONGEST_WORD))
     for label, loss in baselines.items():
         cells = {**dict.fromkeys(columns, ""), "loss": f"{loss:.4f}", "perplexity": f"{math.exp(loss):.4f}"}
         table.add_row(*(cells | {columns[0]: f"untouched {label}"}).values())

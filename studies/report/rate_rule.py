@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from studies.report.spread import CONFIDENCE
 from studies.report.sweep_table import LEARNING_RATE, Run, compared_by, flat_config, varied_keys
+from studies.run.ratios import CONFIDENCE
 
 # Key that varies beside the rate -> metric of its value, or None where the key says it; what the value is called.
 AXES = {"dataset.batch_size": (None, "the batch size"), "model.parameters": ("params/total", "the parameters")}

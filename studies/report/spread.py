@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-CONFIDENCE = 0.95
+from studies.run.ratios import CONFIDENCE
 
 
 @dataclass(frozen=True)

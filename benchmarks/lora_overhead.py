@@ -27,7 +27,7 @@ from lightning_modules.config import Config, read_config
 from lightning_modules.load import load_language_model, operate, workspace
 from lightning_modules.training.stage_plan import build_stages
 from lightning_modules.training.trainer import fit
-from studies.run.curves import CurveFile
+from studies.run.curve_file import CurveFile
 from studies.run.run_folder import RunFolder
 from studies.run.trackers import build_tracker
 

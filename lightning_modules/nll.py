@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -74,8 +73,3 @@ def _in_cache(logits: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor]
     whole = logits.is_cuda and logits.requires_grad
     rows = len(logits) if whole else max(1, CHUNK_LOGITS // logits.shape[1])
     return zip(logits.split(rows), partner.split(rows), strict=True)
-
-
-def perplexity(nll: float) -> float:
-    """exp of a mean negative log-likelihood in nats, infinite where that is too large for a number."""
-    return math.exp(nll) if nll < 700 else math.inf

@@ -6,17 +6,17 @@ import copy
 from collections.abc import Mapping
 
 from lightning_modules.config import Config, read_config
-from lightning_modules.nll import perplexity
+from lightning_modules.perplexity import perplexity
 from lightning_modules.stages import STAGES
 from lightning_modules.training.stage_plan import recovery_plan
 from registries import EXPANSIONS
 from registries.option import split_keys
 from registries.registry import defaults
 from registries.settings import ReplacementSettings
+from studies.run.document_scores import read_documents
 from studies.run.lifecycle import RunRecord
 from studies.run.ratios import ppl_ratio
 from studies.run.run_folder import RunFolder
-from studies.run.scores import read_documents
 
 CONTROLS = {
     "original": "the unmodified model, given the same training of the same layers' attention",

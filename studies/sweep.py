@@ -135,7 +135,7 @@ def _ended_their_process(sweep: Path) -> dict[str, list[Path]]:
 def _mark(cfg: Any) -> str:
     """What two jobs that compute the same have in common, as far as it can be known before any data is read."""
     from lightning_modules.config import as_plain
-    from studies.run.fingerprint import relevant
+    from studies.run.relevant_config import relevant
 
     return hashlib.sha256(json.dumps(relevant(as_plain(cfg)), sort_keys=True).encode()).hexdigest()[:16]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_modules.nll import IGNORED, perplexity, token_nll
+from lightning_modules.nll import IGNORED, token_nll
+from lightning_modules.perplexity import perplexity
 
 
 class TokenNLL(Metric):

@@ -15,7 +15,8 @@ from rich.table import Table
 from lightning_modules.config import TWO_MODEL_MODULES, is_chosen
 from registries.placements.placement import Row
 from studies.progress import console
-from studies.report.printed_tables import NO_INTERVAL, interval_cells, new_table, number_cell
+from studies.report.cells import cell, shown_columns
+from studies.report.printed_tables import interval_cells, new_table, number_cell
 
 WIDEST = 1000  # characters of a table
 LONGEST_WORD = 16  # characters that a table does not break; numbers are shorter
@@ -114,16 +115,6 @@ def show_scores(result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def shown_columns(lines: Sequence[Mapping[str, Any]], baselines: int) -> list[str]:
-    """The columns of a sweep's table, without margins and interval ends, which stand in the cells of others.
-
-    Bits per byte are left to the sweep's file where there is only one untouched model to compare with.
-    """
-    columns = dict.fromkeys(column for line in lines for column in line)
-    left_out = ("eval s", "bits/byte") if baselines == 1 else ("eval s",)
-    return [column for column in columns if not column.endswith((" +-", ", low", ", high")) and column not in left_out]
-
-
 def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
     """A table of a sweep: a line for each untouched model, and one for each setting, best first."""
     columns = shown_columns(lines, len(baselines))
@@ -146,26 +137,6 @@ def show_settings(title: str, lines: Sequence[Mapping[str, Any]], baselines: Map
     needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).minimum
     wide = Console(file=console.file, highlight=False, soft_wrap=True, width=max(console.width, needed))
     wide.print(table)
-
-
-def cell(line: Mapping[str, Any], title: str) -> str:
-    """A value of a sweep's table, with its confidence interval where it has one."""
-    value = line.get(title, "")
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    text = _four_digits(value)
-    if f"{title} +-" in line:
-        text += f" +- {line[title + ' +-']:.2g}"
-    if f"{title}, low" in line:
-        low, high = line[f"{title}, low"], line[f"{title}, high"]
-        text += f" ({low:.4f} - {high:.4f})" if math.isfinite(high) else f" ({NO_INTERVAL})"
-    return text
-
-
-def _four_digits(value: float) -> str:
-    if abs(value) >= 1000 or value == 0:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
 
 
 RATIO_LABELS = {

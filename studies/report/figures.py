@@ -14,6 +14,11 @@ UNITS = {
 NATS = "nats per token"
 
 
+def unit_of(curve: str) -> str:
+    """The unit of the loss that a curve is of; the stage that is named in `train/<stage>/loss` tells it."""
+    return UNITS.get(curve.split("/")[1], NATS)
+
+
 def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float], file: Path) -> None:
     """Loss against step, one panel per kind of loss, with horizontal lines for the validation scores to compare with.
 
@@ -27,7 +32,7 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mappi
     panels: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
     for name, points in curves.items():
         if points:
-            panels.setdefault(UNITS.get(name.split("/")[1], NATS), {})[name] = points
+            panels.setdefault(unit_of(name), {})[name] = points
     panels = panels or {NATS: {}}
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
     for axes, (unit, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -41,54 +46,6 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], levels: Mappi
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.legend()
-    figure.savefig(file, dpi=120)
-
-
-def plot_pareto(points: Mapping[str, tuple[float, float, float]], label: str, file: Path) -> None:
-    """Validation loss against what it costs; the line joins what nothing else beats in both.
-
-    Args:
-        points: name -> (cost, loss, half its confidence interval).
-        label: what the cost is.
-        file: PNG to write.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, (cost, loss, margin)) in enumerate(points.items()):
-        axes.errorbar([cost], [loss], [margin], fmt="o", color=f"C{index % 10}", capsize=3)
-        axes.annotate(name, (cost, loss), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    front, best = [], float("inf")
-    for cost, loss, _ in sorted(points.values()):
-        if loss < best:
-            front.append((cost, loss))
-            best = loss
-    axes.plot(*zip(*front, strict=True), color="gray", linewidth=1, zorder=0)
-    axes.set_xlabel(label)
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.margins(0.15)
-    figure.savefig(file, dpi=120)
-
-
-def plot_learning(curves: Mapping[str, Sequence[tuple[int, float]]], file: Path) -> None:
-    """Validation loss against the tokens that were seen; nothing is written where there is no curve.
-
-    Args:
-        curves: name -> (tokens, nats per token) points.
-        file: PNG to write.
-    """
-    from matplotlib.figure import Figure
-
-    if not curves:
-        return
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name)
-    axes.set_xlabel("tokens of training")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.legend(fontsize=8)
     figure.savefig(file, dpi=120)
 
 

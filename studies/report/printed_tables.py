@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 
 from studies.progress import console
-
-NO_INTERVAL = "none: one document"
+from studies.report.cells import NO_INTERVAL
 
 
 def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

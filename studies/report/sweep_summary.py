@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_modules.config import TrackingSettings, is_chosen
 from lightning_modules.processes import is_first
-from studies.report.comparisons import comparison_notes
+from studies.report.comparison_notes import comparison_notes
 from studies.report.rate_rule import rate_notes
 from studies.report.sweep_table import (
     LEARNING_RATE,
@@ -36,7 +36,7 @@ def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
     from studies.progress import show_folder
     from studies.report.display import show_failures, show_notes, show_settings
-    from studies.report.figures import plot_learning, plot_pareto
+    from studies.report.sweep_figures import plot_learning, plot_pareto
 
     runs = list(readable(sweep_runs(folder)))
     settings = group(runs)

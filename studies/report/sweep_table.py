@@ -91,7 +91,7 @@ def _named(key: str, value: str) -> str:
 
 def newest(runs: Iterable[Run]) -> list[Run]:
     """The newest run of each config; the runs are given newest first."""
-    from studies.run.fingerprint import relevant
+    from studies.run.relevant_config import relevant
 
     by_config: dict[str, Run] = {}
     for run in runs:
@@ -102,7 +102,7 @@ def newest(runs: Iterable[Run]) -> list[Run]:
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's result, flat; the stages of its recovery under `recovery`, by name."""
     from studies.config.flat import flatten
-    from studies.run.fingerprint import relevant
+    from studies.run.relevant_config import relevant
 
     kept = relevant(config)
     return flatten(kept) | ({"recovery": " + ".join(kept["recovery"]) or "none"} if "recovery" in kept else {})
@@ -223,7 +223,7 @@ def _over(setting: Setting, best: Setting) -> dict[str, float]:
 
 def _documents(setting: Setting) -> list[tuple[float, int]]:
     """The documents' validation scores, averaged over seeds."""
-    from studies.run.scores import read_documents
+    from studies.run.document_scores import read_documents
 
     by_seed = [read_documents(path, "val/") for path, _ in setting.runs]
     if len({tuple(count for _, count in documents) for documents in by_seed}) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,39 +12,16 @@ from lightning_modules.config import Config
 from lightning_modules.model_identity import model_identity
 from registries.models.pretrained import PretrainedModel
 from studies.run.code_version import model_code, run_code
+from studies.run.relevant_config import relevant
 
 LIBRARIES = ("torch", "transformers", "lightning", "peft", "datasets", "mlflow", "hydra-core")
 
-# Where and how a run is done, but not what it computes.
-IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "output_dir", "cache_dir"}
-IRRELEVANT |= {"plugins"}  # their code counts
-IRRELEVANT |= {"activations", "experiment", "size"}  # caching changes no result; the values that the others set count
-IRRELEVANT_IN = {
-    "trainer": {
-        "name",
-        "devices",
-        "accelerator",
-        "enable_progress_bar",
-        "log_every_n_steps",
-        "checkpoint_every_n_steps",
-        "profiler",
-    },
-    "dataset": {"num_workers", "path"},
-}
 # What these name counts by its content; tables still show them.
 BY_CONTENT = {
     "model": ("path", "revision", "tokenizer"),
     "source": ("path", "revision", "tokenizer"),
     "expansion": ("run",),
 }
-
-
-def relevant(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that decides what is computed."""
-    kept = {key: value for key, value in cfg.items() if key not in IRRELEVANT}
-    for group, keys in IRRELEVANT_IN.items():
-        kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
-    return kept
 
 
 def fingerprint(cfg: Config, data_sha256: str) -> str:

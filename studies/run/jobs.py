@@ -51,6 +51,13 @@ class Job:
         write_text(self.sweep / FAILURES / f"{self.number:05d}.txt", "\n".join(lines))
 
 
+def typed_overrides() -> list[str]:
+    """What was typed for the run of this process, or for the job of a sweep; nothing where Hydra did not start it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def cause(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

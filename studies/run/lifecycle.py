@@ -15,16 +15,19 @@ from filelock import FileLock
 
 from lightning_modules.config import Config
 from lightning_modules.stopping import Interrupted, deferred, requested, stop_if_requested, stoppable
+from registries.machines import hardware
 from registries.memory_errors import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
 from registries.settings import ModelSettings
 from studies.config.flat import flatten
 from studies.config.groups import OPERATIONS
-from studies.run.curves import CurveFile
+from studies.run.curve_file import CurveFile
 from studies.run.files import disk_error, make_folder, write_text
-from studies.run.fingerprint import fingerprint, relevant, versions
+from studies.run.fingerprint import fingerprint, versions
 from studies.run.heartbeat import Heartbeat
+from studies.run.jobs import typed_overrides
+from studies.run.relevant_config import relevant
 from studies.run.results import UNFINISHED, at_work, find_run, worker
 from studies.run.run_folder import RunFolder, clear_leftovers
 from studies.run.trackers import build_tracker
@@ -83,6 +86,7 @@ def _choose(cfg: Config, dataset: dict[str, Any], mark: str) -> RunFolder:
     """The folder of the run, marked as the work of this process."""
     output_dir, about = Path(cfg.output_dir), {"config": cfg.plain, "fingerprint": mark, "dataset": dataset}
     about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
+    about |= {"overrides": typed_overrides(), "hardware": hardware()}
     path = find_run(output_dir, mark, ("finished",)) if cfg.skip_finished else None
     if path is not None:
         folder = RunFolder.open(path)

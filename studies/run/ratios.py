@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lightning_modules.nll import perplexity
+from lightning_modules.perplexity import perplexity
 from registries.registry import UserError
 
 CONFIDENCE = 0.95

@@ -49,6 +49,8 @@ class Result(TypedDict, total=False):
         metrics: name -> value, as in MLflow.
         baseline: name -> score of the untouched model.
         config: the whole config, as plain dicts.
+        overrides: what was typed for it on the command line; empty where it was started from Python.
+        hardware: what it computed on.
         fingerprint: equal for runs that compute the same, see `studies.run.fingerprint`.
         dataset: what was read: counts of documents, blocks and tokens by split, hashes, warnings.
         versions: of the project's code, Python and the libraries that a result depends on.
@@ -67,6 +69,8 @@ class Result(TypedDict, total=False):
     metrics: Required[dict[str, float]]
     baseline: dict[str, float]
     config: dict[str, Any]
+    overrides: list[str]
+    hardware: dict[str, Any]
     fingerprint: str
     dataset: dict[str, Any]
     versions: dict[str, str]

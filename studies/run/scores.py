@@ -14,13 +14,13 @@ from data_modules.data_module import BlockDataModule
 from lightning_modules.causal_lm import CausalLMModule
 from lightning_modules.processes import from_first
 from registries.registry import UserError
+from studies.run.document_scores import DOCUMENTS
 from studies.run.files import make_folder, read_checked, write_checked
 from studies.run.lifecycle import RunRecord
 from studies.run.ratios import share_of_gap
 
 log = logging.getLogger(__name__)
 
-DOCUMENTS = "documents.json"
 SPLIT_OF = {"": "validation", "test/": "test"}  # prefix of a metric's name -> the split it is measured on
 
 
@@ -62,27 +62,6 @@ def record_share(record: RunRecord, prefix: str, scores: Scores, floor: Scores, 
     share = share_of_gap(scores.documents, floor.documents, ceiling.documents)
     if share is not None:
         record.folder.record(**share.named(f"{prefix}gap_closed"))
-
-
-def read_documents(folder: Path, prefix: str) -> list[tuple[float, int]]:
-    """The documents' scores that a run recorded under a prefix.
-
-    Raises:
-        UserError: there are none, or the file is damaged.
-    """
-    file = folder / DOCUMENTS
-    recorded = read_checked(file) if file.is_file() else {}
-    if not _are_documents(recorded.get(prefix)):
-        raise UserError(f"{file} has no scores by document under {prefix!r}: remove {folder} and run the study again")
-    return recorded[prefix]
-
-
-def _are_documents(value: Any) -> bool:
-    """Whether this is a list of pairs of numbers: summed nll, scored tokens."""
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, (int, float)) for number in pair)
-        for pair in value
-    )
 
 
 def scoring(module: CausalLMModule, data: BlockDataModule, split: str) -> list[Any]:

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from registries.registry import UserError
 from studies.config.groups import OPERATIONS
-from studies.report.comparisons import comparison_notes
-from studies.report.display import cell, shown_columns
+from studies.report.cells import cell, shown_columns
+from studies.report.compared_runs import option_of
+from studies.report.comparison_notes import comparison_notes
 from studies.report.rate_rule import rate_notes
+from studies.report.selection import recorded_results
 from studies.report.sweep_table import flat_config, group, newest, summary_table, varied_keys, words
 from studies.run.files import write_text
-from studies.run.jobs import JOBS, sweep_runs
-from studies.run.results import runs
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
@@ -65,28 +63,23 @@ def _tables(name: str, results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     groups = defaultdict(list)
     for result in results:
         config = result["config"]
-        models = tuple(sorted({config["model"]["name"], _name(config, "source")}))  # in either direction
+        models = tuple(sorted({config["model"]["name"], option_of(config, "source")}))  # in either direction
         if _is_from_scratch(config):
             models = ()  # which are compared with each other
         groups[models, config["dataset"]["name"], config["size"]["name"]].append(result)
     for (models, dataset, size), members in sorted(groups.items()):
         config = members[-1]["config"]
-        source = f" model@source={_name(config, 'source')}" if _name(config, "source") != "none" else ""
+        source = f" model@source={option_of(config, 'source')}" if option_of(config, "source") != "none" else ""
         local = " dataset.path=<folder>" if config["dataset"].get("path") else ""
         model = config["model"]["name"]
         if not models:
             yield f"`python train.py experiment={name} size={size} dataset={dataset}{local}`\n\n{_settings(members)}"
             continue
         command = f"python train.py experiment={name} size={size} model={model}{source} dataset={dataset}{local}"
-        if any(_name(config, part) != "none" for part in OPERATIONS if part != "replacement"):
+        if any(option_of(config, part) != "none" for part in OPERATIONS if part != "replacement"):
             yield f"`{command}`\n\n{_settings(members)}"
         else:
             yield f"`{command}`\n\n{_table(members, COLUMNS | COSTS if name in COSTLY else COLUMNS)}"
-
-
-def _name(config: Mapping[str, Any], part: str) -> str:
-    """The option of a group that the configs of earlier versions may not have."""
-    return config.get(part, {"name": "none"})["name"]
 
 
 def _is_from_scratch(config: Mapping[str, Any]) -> bool:
@@ -137,21 +130,6 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
     if f"{name}_low" in metrics:
         return f"{value:.4f} ({metrics[f'{name}_low']:.4f} - {metrics[f'{name}_high']:.4f})"
     return f"{value:.4f}" if value < 100 else f"{value:,.0f}"
-
-
-def recorded_results(output_dir: Path) -> Iterator[dict[str, Any]]:
-    """The results of an output folder, each with its run's `folder`, the newest first.
-
-    A run that a sweep found done before (`skip_finished`) comes again, as one of the sweep's experiment.
-    """
-    results = {path.resolve(): {**result, "folder": str(path)} for path, result in runs(output_dir)}
-    yield from results.values()
-    for jobs in sorted((output_dir / "sweeps").glob(f"*/{JOBS}"), reverse=True):
-        experiment = OmegaConf.to_container(OmegaConf.load(jobs.parent / "multirun.yaml").experiment)
-        for path in sweep_runs(jobs.parent):
-            result = results.get(path)
-            if result and result["config"]["experiment"]["name"] != experiment["name"]:
-                yield {**result, "config": {**result["config"], "experiment": experiment}}
 
 
 def main(page: str, output_dir: str, *more: str) -> None:

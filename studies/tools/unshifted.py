@@ -20,7 +20,8 @@ def perplexities(model: object, loader: object) -> tuple[float, float]:
     from torch.nn.functional import cross_entropy
 
     from data_modules.batches import ModelInput, scored_labels
-    from lightning_modules.nll import IGNORED, perplexity, token_nll
+    from lightning_modules.nll import IGNORED, token_nll
+    from lightning_modules.perplexity import perplexity
 
     shifted, unshifted, count, repeated = 0.0, 0.0, 0, 0
     with torch.no_grad():

@@ -22,7 +22,7 @@ from lightning_modules.causal_lm import CausalLMModule
 from registries.registry import UserError
 from studies import study
 from studies.run.curves import read_curves
-from studies.run.scores import read_documents
+from studies.run.document_scores import read_documents
 
 STUDY = (
     "replacement=toroidal",

@@ -9,7 +9,7 @@ import pytest
 import train
 from studies import sweep
 from studies.config.launch import launch
-from studies.report.display import cell, shown_columns
+from studies.report.cells import cell, shown_columns
 from studies.report.sweep_summary import summarise
 from studies.report.sweep_table import Setting, group, newest, summary_table, varied_keys
 from studies.run.jobs import Job, sweep_runs

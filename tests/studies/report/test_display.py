@@ -9,7 +9,8 @@ from rich.console import Console
 
 from studies.progress import only_results_on_stdout, say, show_folder
 from studies.report import display
-from studies.report.display import cell, ranges, shown_columns
+from studies.report.cells import cell, shown_columns
+from studies.report.display import ranges
 from studies.report.sweep_table import untouched_losses
 
 

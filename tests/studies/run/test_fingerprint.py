@@ -15,7 +15,8 @@ from registries.models.random import byte_tokenizer
 from registries.models.tiny_phi import TINY_PHI_FOLDER
 from registries.option import CONF
 from registries.settings import ModelSettings
-from studies.run.fingerprint import BY_CONTENT, IRRELEVANT, IRRELEVANT_IN, fingerprint, model_account
+from studies.run.fingerprint import BY_CONTENT, fingerprint, model_account
+from studies.run.relevant_config import IRRELEVANT, IRRELEVANT_IN
 from tests.rules import language_model
 
 STAGES = "recovery=[transfer,block_wise,lora,kl,next_token]"

@@ -13,7 +13,8 @@ from registries import partial_files
 from registries.registry import UserError
 from studies.run import heartbeat as heartbeat_module
 from studies.run import results
-from studies.run.curves import CurveFile, read_curves
+from studies.run.curve_file import CurveFile
+from studies.run.curves import read_curves
 from studies.run.files import write_text
 from studies.run.heartbeat import Heartbeat
 from studies.run.results import find_run, read_result

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.report.comparisons import comparison_notes
+from studies.report.comparison_notes import comparison_notes
 from studies.report.sweep_table import Setting, summary_table
 
 

@@ -13,8 +13,11 @@ def compose(overrides: Sequence[str] = ()) -> Any:
     return compose(overrides)
 
 
-def run(cfg: Any) -> dict[str, Any]:
+def run(cfg: Any, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run the study of a composed config, after its controls. Returns the content of its `result.json`.
+
+    Args:
+        overrides: what was typed for it, which is recorded with the run and names it.
 
     Raises:
         UserError: there are not as many processes as devices.
@@ -31,12 +34,14 @@ def run(cfg: Any) -> dict[str, Any]:
     import_plugins(cfg.plugins or [])  # a parallel launcher runs jobs in processes of their own
     with only_results_on_stdout():
         controls = {name: _run_study(control_config(cfg, name)) for name in cfg.controls or []}
-        folder = _run_study(cfg, controls, note_job)
+        folder = _run_study(cfg, overrides, controls, note_job)
     show_folder(folder.path)
     return folder.result
 
 
-def _run_study(cfg: Any, controls: Mapping[str, Any] | None = None, opened: Any = None) -> Any:
+def _run_study(
+    cfg: Any, overrides: Sequence[str] = (), controls: Mapping[str, Any] | None = None, opened: Any = None
+) -> Any:
     """Run one study, or find it done, and compare it with its controls (name -> folder). Returns its folder.
 
     `opened` is told the path of the folder before anything is run.
@@ -58,7 +63,7 @@ def _run_study(cfg: Any, controls: Mapping[str, Any] | None = None, opened: Any 
     loader = cfg.model_loader()
     tokenizer = cfg.tokenizer_of(loader)
     data = build_data_module(cfg.plain, tokenizer)
-    folder = from_first(lambda: open_run(cfg, data.describe()))
+    folder = from_first(lambda: open_run(cfg, data.describe(), overrides))
     if opened is not None and is_first():
         opened(folder.path)
     if folder.result["status"] in ("finished", "skipped"):
@@ -81,12 +86,15 @@ def job(cfg: Any) -> float:
     from lightning_modules.stopping import stop_if_requested
     from registries import UserError
     from studies.config.launch import exit_with
+    from studies.memory_retry import run_with_retries
+    from studies.progress import say
     from studies.sweep import run_in_sweep
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_in_sweep(cfg, run)
     try:
-        return run(cfg)["metrics"].get("val/loss", float("inf"))
+        result = run_with_retries(cfg, HydraConfig.get().overrides.task, run, say)
+        return result["metrics"].get("val/loss", float("inf"))
     except Exception as error:
         stop_if_requested()  # a library may have made this error of the signal
         if isinstance(error, UserError):

@@ -115,6 +115,8 @@ class RunSettings:
     resume: str
     skip_finished: bool
     on_failure: Literal["continue", "stop"]
+    max_failures: Annotated[int, Ge(1)] | None
+    on_oom: Literal["fail", "halve"]
     preflight: bool
     controls: list[Control] | None
     plugins: list[str] | None

@@ -1,9 +1,9 @@
 """The jobs of a sweep, one after the other, and its end.
 
-Every job notes its run's folder in the sweep's folder (`studies.run.jobs`). When the last job has ended, Hydra calls
-`Summary`: it prints a table (a line for each setting, several seeds together) and writes there `summary.csv` (a line
-for each run), `summary.json` (the table, and what failed) and plots; the tracking store gets them as a run that is the
-parent of the jobs' runs.
+Every job notes its run's folder in the sweep's folder (`studies.run.jobs`). While jobs end, `summary.csv` (a line for
+each run) and `summary.json` (a table with a line for each setting, and what failed) are written there. When the last
+job has ended, Hydra calls `Summary`, which prints the table and draws figures. The tracking store has the sweep as a
+run that is the parent of the jobs' runs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,19 @@ from hydra.experimental.callback import Callback
 from lightning_modules.processes import is_first, process_count
 from lightning_modules.stopping import Interrupted, stop_if_requested
 from registries.registry import UserError
+from studies.memory_retry import run_with_retries
 from studies.progress import say
+from studies.report.sweep_summary import grow, summarise
 from studies.run.files import write_text
-from studies.run.jobs import Job, cause, claim_for, failures
+from studies.run.jobs import STOPPED, Job, cause, claim_for, ended_jobs, failures
+from studies.run.sweep_account import SweepAccount
 
 AT_WORK = "at_work"
 
 postponed: list[Callable[[], None]] = []  # jobs of this process's sweep that come last
 
 
-def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
+def run_in_sweep(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]]) -> float:
     """Run a job of a sweep; its failure is noted and does not end the sweep, unless it is to stop at one.
 
     A job that ended its process at an earlier start (by an abort, or for lack of memory) would end every start of the
@@ -48,6 +52,8 @@ def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     job, mark = Job.current(), _mark(cfg)
+    if (job.sweep / STOPPED).is_file():  # by a job of another process
+        return math.inf
     if _in_turn() and mark in _ended_their_process(job.sweep):
         say(f"this job ended its process at an earlier start: it comes last ({' '.join(job.overrides)})")
         hydra = HydraConfig.instance().cfg
@@ -61,31 +67,58 @@ def run_in_sweep(cfg: Any, run: Callable[[Any], dict[str, Any]]) -> float:
     return _attempt(cfg, run, job, mark)
 
 
-def _attempt(cfg: Any, run: Callable[[Any], dict[str, Any]], job: Job, mark: str) -> float:
+def _attempt(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]], job: Job, mark: str) -> float:
     gc.collect()  # a model and its trainer hold each other: those of the job before would count as this one's memory
+    say(_progress(job))
+    loss = math.inf
     with _at_work(job, mark):
         try:
-            return run(cfg)["metrics"].get("val/loss", math.inf)
+            result = run_with_retries(cfg, job.overrides, run, lambda text: _tell_retry(job, text))
+            loss = result["metrics"].get("val/loss", math.inf)
         except (Exception, SystemExit) as error:
             stop_if_requested()  # a library may have made this error of the signal
             if isinstance(error, Interrupted):
                 raise
             job.note_failure(error)
-            stopping = cfg["on_failure"] == "stop" or process_count() > 1  # the others may be elsewhere in the job
+            stopping = _stops_at(len(failures(job.sweep)), cfg)
             say(f"this job failed, the sweep {'stops' if stopping else 'goes on'}: {cause(error)}")
             if stopping:  # at once: an exception would end the sweep only after its last job
+                write_text(job.sweep / STOPPED, cause(error))
                 postponed.clear()
                 if is_first():
                     end_sweep(job.sweep, cfg)
                 sys.exit(1)
             traceback.clear_frames(error.__traceback__)  # it holds the job's model, and so its memory
-    return math.inf
+    if is_first():
+        grow(job.sweep, cfg)
+    return loss
+
+
+def _stops_at(count: int, cfg: Any) -> bool:
+    """Whether a sweep in which so many jobs failed ends."""
+    if process_count() > 1:  # the other processes may be elsewhere in the job
+        return True
+    return cfg["on_failure"] == "stop" or (cfg["max_failures"] is not None and count >= cfg["max_failures"])
+
+
+def _tell_retry(job: Job, text: str) -> None:
+    say(text)
+    job.note_halving(text)
+
+
+def _progress(job: Job) -> str:
+    """Which job this is of how many, what is its own, and about how long the others will take."""
+    account = SweepAccount.read(job.sweep)
+    keys = None if account is None else account.keys
+    own = [line for line in job.overrides if keys is None or line.partition("=")[0].lstrip("+") in keys]
+    of_all = f" of {account.jobs}" if account is not None and account.jobs else ""
+    seconds = None if account is None else account.seconds_left(ended_jobs(job.sweep))
+    left = "" if seconds is None else f", about {timedelta(seconds=round(seconds))} left"
+    return f"job {job.number + 1}{of_all}{left}: {' '.join(own)}"
 
 
 def end_sweep(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Run what was put off, write the summary, and end the process with status 1 if a job failed."""
-    from studies.report.sweep_summary import summarise
-
     waiting, postponed[:] = list(postponed), []
     if waiting:
         summarise(folder, cfg)  # what is put off may end the process once more
@@ -141,7 +174,15 @@ def _mark(cfg: Any) -> str:
 
 
 class Summary(Callback):
-    """Hydra's callback for the start and the end of a sweep."""
+    """Hydra's callback for the start and the end of a sweep.
+
+    Args:
+        jobs: how many there are; None where the sweeper decides it.
+        keys: that are swept over.
+    """
+
+    def __init__(self, jobs: int | None = None, keys: Sequence[str] = ()):
+        self.jobs, self.keys = jobs, list(keys)
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         from omegaconf import OmegaConf
@@ -153,6 +194,7 @@ class Summary(Callback):
         try:
             claim_for(config)  # and write what Hydra writes there first, for which it has no message on a full disk
             write_text(Path(config.hydra.sweep.dir) / "multirun.yaml", OmegaConf.to_yaml(config))
+            SweepAccount.begin(Path(config.hydra.sweep.dir), self.jobs, self.keys)
         except UserError as error:
             exit_with(error)
 

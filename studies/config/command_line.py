@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,16 @@ class CommandLine(NamedTuple):
         sweeping: whether it is a sweep: asked for, or because the experiment is one.
         devices: that every job computes on, each with a process of its own.
         in_turn: whether Hydra's own sweeper and launcher run the jobs, one after the other.
+        jobs: how many a sweep has; None where its sweeper decides that.
+        keys: that a sweep is over.
     """
 
     overrides: list[str]
     sweeping: bool
     devices: int
     in_turn: bool
+    jobs: int | None
+    keys: list[str]
 
 
 def check_command_line(
@@ -62,14 +67,17 @@ def check_command_line(
         else:
             devices = composer.check_all(_jobs(parsed, composer, errors) if multirun else [parsed], errors)
         errors += _sweep_errors(swept, composer.in_turn) if multirun and not errors else []
-        in_turn = composer.in_turn
+        in_turn, jobs = composer.in_turn, None
+        if composer.grid and not errors:
+            jobs = math.prod(len(swept_lines(item, composer.options)) for item in swept)
     if len(devices) > 1:
         errors.append(f"trainer.devices={sorted(devices)}: the jobs of a sweep share their processes; give one number")
     if errors:
         raise UserError(as_told(errors, parsed))
     groups = {root_of(item) for item in swept}
     lines = [_in_sweep(item, groups, composer.options) for item in parsed] if multirun else lines_of(parsed)
-    return CommandLine([*lines, *start], multirun, *devices, in_turn)
+    keys = [item.key_or_group for item in swept]
+    return CommandLine([*lines, *start], multirun, *devices, in_turn, jobs, keys)
 
 
 def _sweep_errors(swept: Sequence[Override], in_turn: bool) -> list[str]:

@@ -43,7 +43,8 @@ class Composer:
 
     def __init__(self, config_name: str, start: Sequence[str], loader: ConfigLoader):
         self.config_name, self.start, self.loader = config_name, list(start), loader
-        self.in_turn = True  # whether Hydra's own sweeper and launcher run the jobs
+        self.grid = True  # whether Hydra's own sweeper makes the jobs: every combination of values
+        self.in_turn = True  # and its own launcher runs them
         self.read = cache(read_line)
         self.options = cache(self._options)
         self._groups = cache(self._list_groups)
@@ -187,8 +188,8 @@ class Composer:
     def _compose_lines(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, without Hydra's own part."""
         cfg = self._hydra_composes(lines)
-        own = [OmegaConf.select(cfg, f"hydra.{part}._target_") for part in ("sweeper", "launcher")]
-        self.in_turn = all(str(target).startswith("hydra._internal.core_plugins.basic_") for target in own)
+        self.grid, by_itself = (_is_basic(cfg, part) for part in ("sweeper", "launcher"))
+        self.in_turn = self.grid and by_itself
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
@@ -218,6 +219,11 @@ class Composer:
         if "@" in item.get_key_element():
             return True
         return name in self._groups(parent) if slash else item.key_or_group in self._groups("")
+
+
+def _is_basic(cfg: DictConfig, part: str) -> bool:
+    """Whether the sweeper, or the launcher, is Hydra's own."""
+    return str(OmegaConf.select(cfg, f"hydra.{part}._target_")).startswith("hydra._internal.core_plugins.basic_")
 
 
 def root_of(item: Override) -> str:

@@ -61,6 +61,7 @@ def _checked(options: Namespace, config_name: str, arguments: Sequence[str]) -> 
     from studies.config.command_line import check_command_line
     from studies.config.overrides import read_lines
     from studies.config.plugin_options import load_plugins, without_search_path
+    from studies.run.jobs import quoted
 
     _require_flags_that_fit(options)
     if options.shell_completion:
@@ -81,6 +82,9 @@ def _checked(options: Namespace, config_name: str, arguments: Sequence[str]) -> 
     if line.sweeping and line.in_turn:
         # Hydra composes all jobs of a batch before the first one starts, 0.1 s each: they are checked already.
         lines.append("hydra.sweeper.max_batch_size=1")
+    if line.sweeping:
+        lines.append(f"hydra.callbacks.summary.jobs={'null' if line.jobs is None else line.jobs}")
+        lines.append(f"hydra.callbacks.summary.keys=[{','.join(map(quoted, line.keys))}]")
     return lines, ["--multirun"] if line.sweeping and not options.multirun else []
 
 

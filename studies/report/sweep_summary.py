@@ -1,14 +1,18 @@
-"""The summary of a sweep: tables, files and figures."""
+"""The summary of a sweep: tables, files and figures. It is written while jobs end, and shown when all have."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lightning_modules.config import TrackingSettings, is_chosen
 from lightning_modules.processes import is_first
@@ -27,44 +31,126 @@ from studies.report.sweep_table import (
 )
 from studies.run.curves import read_curves
 from studies.run.files import write_text
-from studies.run.jobs import failures, sweep_runs
+from studies.run.jobs import failures, halvings, sweep_runs
 from studies.run.results import readable
+from studies.run.sweep_account import SweepAccount
 from studies.run.trackers import build_tracker
+
+SUMMARY = "summary.json"
+GROW_SECONDS = 10.0  # between two summaries while jobs end: each reads the results of all runs
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a sweep has shown so far.
+
+    Attributes:
+        folder: of the sweep.
+        runs: of its jobs.
+        settings: of these runs, best first.
+        untouched: label -> validation loss of the untouched models.
+        tables: title -> lines.
+        failed: jobs that failed.
+        notes: what the tables can tell, one line each.
+    """
+
+    folder: Path
+    runs: Sequence[Run]
+    settings: Sequence[Setting]
+    untouched: Mapping[str, float]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    failed: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> SweepSummary:
+        """The summary of the sweep in a folder."""
+        runs = list(readable(sweep_runs(folder)))
+        settings = group(runs)
+        table = summary_table(settings)
+        tables = {"the sweep, by validation loss": table}
+        by_rate = by_everything_but(LEARNING_RATE, table).values()
+        if any(len(lines) > 1 for lines in by_rate):
+            tables["each at its best learning rate"] = [lines[0] for lines in by_rate]
+        notes = [*halvings(folder), *comparison_notes(settings), *rate_notes(runs)]
+        return cls(folder, runs, settings, untouched_losses(runs), tables, failures(folder), notes)
+
+    def jobs(self) -> dict[str, int]:
+        """Status -> number of jobs; `planned` where it is known how many there are in all."""
+        counts = Counter("finished" if result["status"] == "skipped" else result["status"] for _, result in self.runs)
+        counts["failed"] = len(self.failed)
+        account = SweepAccount.read(self.folder)
+        planned = {} if account is None or account.jobs is None else {"planned": account.jobs}
+        return {**planned, **{status: count for status, count in sorted(counts.items()) if count}}
+
+    def best(self) -> dict[str, float]:
+        """The scores of the best setting, means over its seeds."""
+        best = next((setting for setting in self.settings if setting.runs), None)
+        names = {} if best is None else dict.fromkeys(name for _, result in best.runs for name in result["metrics"])
+        scores = (name for name in names if name.startswith(("val/", "test/")) and not name.endswith(("_low", "_high")))
+        return {name: best.mean(name) for name in scores}
+
+    def write(self) -> None:
+        """Write `summary.csv` (a line for each run) and `summary.json` (the tables, and what failed)."""
+        _write_csv(self.runs, self.folder / "summary.csv")
+        content = {"untouched": self.untouched, **self.tables, "notes": self.notes, "failed": self.failed}
+        content |= {"jobs": self.jobs(), "best": self.best()}
+        write_text(self.folder / SUMMARY, json.dumps(content, indent=2))
+
+    def draw(self) -> None:
+        """Write the figures."""
+        from studies.report.sweep_figures import plot_learning, plot_pareto
+
+        finished = [setting for setting in self.settings if setting.runs]
+        if len(finished) < 2:
+            return
+        for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
+            points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
+            if len({cost for cost, *_ in points.values()}) > 1:
+                plot_pareto(points, label, self.folder / f"loss_by_{metric.rpartition('/')[2]}.png")
+        curves = {setting.label(): loss_by_tokens(setting) for setting in finished}
+        plot_learning({label: points for label, points in curves.items() if points}, self.folder / "loss_by_tokens.png")
+
+    def show(self) -> None:
+        """Print the tables, and what failed."""
+        from studies.report.display import show_failures, show_notes, show_settings
+
+        for title, lines in self.tables.items():
+            if lines:
+                show_settings(title, lines, self.untouched)
+        show_notes(self.notes)
+        show_failures(self.failed)
 
 
 def summarise(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Print and write the summary of the sweep in this folder, and hand it to the tracking store of `cfg`."""
     from studies.progress import show_folder
-    from studies.report.display import show_failures, show_notes, show_settings
-    from studies.report.sweep_figures import plot_learning, plot_pareto
 
-    runs = list(readable(sweep_runs(folder)))
-    settings = group(runs)
-    finished = [setting for setting in settings if setting.runs]
-    table, baselines = summary_table(settings), untouched_losses(runs)
-    tables = {"the sweep, by validation loss": table}
-    by_rate = by_everything_but(LEARNING_RATE, table).values()
-    if any(len(lines) > 1 for lines in by_rate):
-        tables["each at its best learning rate"] = [lines[0] for lines in by_rate]
-    for title, lines in tables.items():
-        if lines:
-            show_settings(title, lines, baselines)
-    _write_csv(runs, folder / "summary.csv")
-    failed, notes = failures(folder), [*comparison_notes(settings), *rate_notes(runs)]
-    show_notes(notes)
-    content = {"untouched": baselines, **tables, "notes": notes, "failed": failed}
-    write_text(folder / "summary.json", json.dumps(content, indent=2))
-    if len(finished) > 1:
-        for metric, label in (("params/trainable", "trainable parameters"), ("time/train_s", "seconds of training")):
-            points = {setting.label(): _point(setting, metric) for setting in finished if setting.mean("val/loss")}
-            if len({cost for cost, *_ in points.values()}) > 1:
-                plot_pareto(points, label, folder / f"loss_by_{metric.rpartition('/')[2]}.png")
-        curves = {setting.label(): loss_by_tokens(setting) for setting in finished}
-        plot_learning({label: points for label, points in curves.items() if points}, folder / "loss_by_tokens.png")
-    if is_chosen(cfg["tracking"]) and is_first():
-        build_tracker(TrackingSettings.read(cfg["tracking"])).log_sweep(folder, Path(cfg["output_dir"]))
-    show_failures(failed)
+    summary = SweepSummary.of(folder)
+    summary.write()
+    summary.draw()
+    summary.show()
+    _track(folder, cfg, at_end=True)
     show_folder(folder)
+
+
+def grow(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Write the summary of a sweep at work, unless that was done a moment ago, and hand it on without waiting."""
+    file = folder / SUMMARY
+    if file.is_file() and time.time() - file.stat().st_mtime < GROW_SECONDS:
+        return
+    try:
+        with FileLock(folder / ".summary.lock", timeout=0):
+            SweepSummary.of(folder).write()
+    except Timeout:  # another job's process is at it
+        return
+    _track(folder, cfg, at_end=False)
+
+
+def _track(folder: Path, cfg: Mapping[str, Any], at_end: bool) -> None:
+    if is_chosen(cfg["tracking"]) and is_first():
+        tracker = build_tracker(TrackingSettings.read(cfg["tracking"]))
+        tracker.log_sweep(folder, Path(cfg["output_dir"]), at_end)
 
 
 def loss_by_tokens(setting: Setting) -> list[tuple[int, float]]:

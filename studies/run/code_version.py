@@ -26,7 +26,7 @@ PACKAGES = ("registries", "lightning_modules", "data_modules")
 LEFT_OUT = ("data_modules/datasets", *(GROUPS[key].package for key in OPERATIONS))
 # Of `studies`, these decide which numbers a run measures; the other files show, keep or start them.
 STEPS = ("train.py", "studies/*.py", "studies/run/ratios.py", "studies/run/scores.py")
-NO_STEPS = ("progress.py", "sweep.py")
+NO_STEPS = ("progress.py", "sweep.py", "memory_retry.py")
 
 
 def model_code(cfg: Config, root: Path = ROOT) -> str:

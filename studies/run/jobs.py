@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from registries.registry import UserError
 from studies.run.files import disk_error, write_text
+from studies.run.results import read_result
+from studies.run.sweep_account import SweepAccount
 
-JOBS, FAILURES = "jobs", "failures"
+JOBS, FAILURES, HALVINGS = "jobs", "failures", "halvings"
+STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,28 @@ class Job:
         lines = [cause(error), " ".join(self.overrides), "".join(traceback.format_exception(error))]
         write_text(self.sweep / FAILURES / f"{self.number:05d}.txt", "\n".join(lines))
 
+    def note_halving(self, text: str) -> None:
+        """Note that the job is done again with smaller batches; the last note counts."""
+        (self.sweep / HALVINGS).mkdir(parents=True, exist_ok=True)
+        write_text(self.sweep / HALVINGS / f"{self.number:05d}.txt", text)
 
-def typed_overrides() -> list[str]:
-    """What was typed for the run of this process, or for the job of a sweep; nothing where Hydra did not start it."""
-    from hydra.core.hydra_config import HydraConfig
+    def owns(self, folder: Path) -> bool:
+        """Whether this is the folder of the job's run."""
+        file = self.sweep / JOBS / f"{self.number:05d}"
+        return file.is_file() and file.read_text() == str(folder.resolve())
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+def sweep_of(folder: Path) -> Path | None:
+    """The folder of the sweep in which this process does the job whose run has this folder."""
+    job = Job.current()
+    return job.sweep if job is not None and job.owns(folder) else None
+
+
+def swept_keys() -> list[str] | None:
+    """The keys that vary in the sweep of this process's job; None where it is of no sweep."""
+    job = Job.current()
+    account = None if job is None else SweepAccount.read(job.sweep)
+    return None if account is None else account.keys
 
 
 def cause(error: BaseException) -> str:
@@ -70,6 +90,21 @@ def failures(sweep: Path) -> list[dict[str, Any]]:
         why, overrides, *_ = [*file.read_text().split("\n"), ""]
         failed.append({"job": int(file.stem), "overrides": overrides, "cause": why, "traceback": str(file)})
     return failed
+
+
+def halvings(sweep: Path) -> list[str]:
+    """The jobs of a sweep that were done with smaller batches, one line each."""
+    return [f"job {int(file.stem)}: {file.read_text()}" for file in sorted((sweep / HALVINGS).glob("[0-9]*.txt"))]
+
+
+def ended_jobs(sweep: Path) -> int:
+    """How many jobs of a sweep have failed, or have finished."""
+    numbers = {file.stem for file in (sweep / FAILURES).glob("[0-9]*.txt")}
+    for file in (sweep / JOBS).glob("[0-9]*"):
+        with suppress(UserError):  # of a result that is damaged
+            if read_result(Path(file.read_text()))["status"] in ("finished", "skipped"):
+                numbers.add(file.name)
+    return len(numbers)
 
 
 # The folder of a sweep

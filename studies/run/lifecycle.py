@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,17 +19,16 @@ from registries.machines import hardware
 from registries.memory_errors import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
-from registries.settings import ModelSettings
 from studies.config.flat import flatten
-from studies.config.groups import OPERATIONS
 from studies.run.curve_file import CurveFile
 from studies.run.files import disk_error, make_folder, write_text
 from studies.run.fingerprint import fingerprint, versions
 from studies.run.heartbeat import Heartbeat
-from studies.run.jobs import typed_overrides
+from studies.run.jobs import swept_keys
 from studies.run.relevant_config import relevant
 from studies.run.results import UNFINISHED, at_work, find_run, worker
 from studies.run.run_folder import RunFolder, clear_leftovers
+from studies.run.run_name import run_name
 from studies.run.trackers import build_tracker
 
 TRACEBACK = "traceback.txt"
@@ -54,8 +53,11 @@ class RunRecord:
         return self.folder.result["metrics"]
 
 
-def open_run(cfg: Config, dataset: Mapping[str, Any]) -> RunFolder:
+def open_run(cfg: Config, dataset: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunFolder:
     """The folder that this config's run goes on in: a new one, or what `resume` or `skip_finished` say.
+
+    Args:
+        overrides: what was typed for the run, which is named by it.
 
     Raises:
         UserError: `resume` names a folder of another config.
@@ -69,7 +71,7 @@ def open_run(cfg: Config, dataset: Mapping[str, Any]) -> RunFolder:
         raise disk_error(error, output_dir / "runs.lock") from error
     try:
         _clear_once(output_dir, Path(cfg.cache_dir).expanduser())
-        return _choose(cfg, dict(dataset), mark)
+        return _choose(cfg, dict(dataset), mark, list(overrides))
     finally:
         lock.release()
 
@@ -82,11 +84,11 @@ def _clear_once(output_dir: Path, cache_dir: Path) -> None:
         clear_partial_files((cache_dir / "scores").glob("*.part*"))
 
 
-def _choose(cfg: Config, dataset: dict[str, Any], mark: str) -> RunFolder:
+def _choose(cfg: Config, dataset: dict[str, Any], mark: str, overrides: list[str]) -> RunFolder:
     """The folder of the run, marked as the work of this process."""
     output_dir, about = Path(cfg.output_dir), {"config": cfg.plain, "fingerprint": mark, "dataset": dataset}
     about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
-    about |= {"overrides": typed_overrides(), "hardware": hardware()}
+    about |= {"name": run_name(cfg, overrides, swept_keys()), "overrides": overrides, "hardware": hardware()}
     path = find_run(output_dir, mark, ("finished",)) if cfg.skip_finished else None
     if path is not None:
         folder = RunFolder.open(path)
@@ -107,23 +109,9 @@ def _choose(cfg: Config, dataset: dict[str, Any], mark: str) -> RunFolder:
             folder.result["status"] = "running"
             folder.write()
         return folder
-    folder = RunFolder.create(output_dir, f"{_model_label(cfg.model)}-{_operations(cfg)}", **about)
+    folder = RunFolder.create(output_dir, **about)
     write_text(folder.path / "config.yaml", yaml.safe_dump(dict(cfg.plain), sort_keys=False))
     return folder
-
-
-def _model_label(model: ModelSettings) -> str:
-    """The model's name, or that of the folder or hub repository that was given in its place."""
-    return Path(model.arguments.get("path") or model.name).name
-
-
-def _operations(cfg: Config) -> str:
-    """What is done to the model, in a word or two."""
-    chosen = (getattr(cfg, group) for group in OPERATIONS)
-    names = [option.name for option in chosen if option is not None]
-    if cfg.source is not None:
-        names.append(f"from-{_model_label(cfg.source)}")
-    return "-".join(names) or "none"
 
 
 def _require_same(result: Mapping[str, Any], cfg: Config, mark: str) -> None:

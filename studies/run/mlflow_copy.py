@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from registries.registry import UserError
 from studies.config.flat import flatten
 from studies.run.curves import Point, latest, read_points
 from studies.run.files import write_text
-from studies.run.mlflow_store import DEFAULT_STORE, Store, in_words, open_store, own_address, portable
+from studies.run.jobs import JOBS
+from studies.run.mlflow_store import Store, in_words, open_store
+from studies.run.mlflow_sweep import open_sweep
 from studies.run.results import read_result
+from studies.run.tracking_state import CLOSE_SECONDS, STATE, new_state, read_state
 
-CLOSE_SECONDS = 20.0  # that the end of a run waits for the store
-STATE = "tracking.json"
 KEY = "graftlab.key"  # the tag by which a copy is found whose making was not answered
 MLFLOW_STATUS = {"finished": "FINISHED", "killed": "KILLED", "running": "RUNNING"}  # everything else: FAILED
 RUN_FILES = ("config.yaml", "result.json", "samples.json")
@@ -34,17 +34,25 @@ class RunCopy:
         folder: of the run.
         destination: `uri` (portable) and `experiment` of a run that begins or goes on; None: what `tracking.json` says.
         run_id: the MLflow run, where it is known and `tracking.json` does not tell it.
+        sweep: the folder of the sweep that the run is a job of.
 
     Attributes:
         state: the content of `tracking.json`: where the copy is, which MLflow run it is, and whether all was sent.
     """
 
-    def __init__(self, folder: Path, destination: Mapping[str, str] | None = None, run_id: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        destination: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        sweep: Path | None = None,
+    ):
         self.folder, self.state = folder, read_state(folder)
         if destination is not None:
             if any(self.state.get(key) != value for key, value in destination.items()):
                 self.state = new_state(destination) | {"run_id": run_id}
             self.state |= {"done": False, "ended": None}
+            self.state |= {} if sweep is None else {"sweep": str(sweep)}
             self.write_state()
         self._lock = FileLock(folder / ".tracking.lock", thread_local=False)
         self.forget()
@@ -119,8 +127,12 @@ class RunCopy:
 
     def _create_run(self, store: Store, tags: Mapping[str, str]) -> Any:
         started = int((self.folder / "config.yaml").stat().st_mtime * 1000)
-        tags = {**tags, KEY: self.state["key"]}
-        return store.client.create_run(store.experiment, started, tags, self.folder.name)
+        tags, sweep = {**tags, KEY: self.state["key"]}, Path(self.state.get("sweep") or "")
+        if (sweep / JOBS).is_dir():
+            destination = {key: self.state[key] for key in ("uri", "experiment")}
+            tags["mlflow.parentRunId"] = open_sweep(sweep, store, destination)
+        result = json.loads((self.folder / "result.json").read_text())
+        return store.client.create_run(store.experiment, started, tags, result.get("name", self.folder.name))
 
     def _send_parameters(self, store: Store, known: Mapping[str, str]) -> None:
         """The config, flattened to `group.key`; what the run already has is left as it is."""
@@ -218,28 +230,6 @@ def _comparable(value: float) -> str:
     """A value in as many digits as every store keeps; an infinite one as MLflow stores it."""
     largest = sys.float_info.max
     return "nan" if value != value else f"{max(-largest, min(largest, value)):.12g}"
-
-
-def destination_of(uri: str, experiment: str, folder: Path, output_dir: Path) -> dict[str, str]:
-    """Store and experiment that the copy of a folder belongs to, so that they can be found later, from anywhere."""
-    uri = portable(uri, output_dir)
-    if uri == DEFAULT_STORE and output_dir.is_dir() and folder.resolve().parent.parent != output_dir.resolve():
-        uri = own_address(output_dir)
-    return {"uri": uri, "experiment": experiment}
-
-
-def new_state(destination: Mapping[str, str]) -> dict[str, Any]:
-    """The state of what was not yet sent at all."""
-    return {**destination, "key": uuid.uuid4().hex, "run_id": None, "done": False}
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The content of a folder's `tracking.json`; empty where there is none, or it is damaged."""
-    try:
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) and {"uri", "experiment", "key", "run_id"} <= state.keys() else {}
 
 
 def send_run(copy: RunCopy) -> None:

@@ -7,22 +7,20 @@ output folder, or by `python -m studies.tools.track`. How far the copy has come 
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
 from registries.registry import UserError
-from studies.run.files import write_text
-from studies.run.mlflow_copy import CLOSE_SECONDS, STATE, RunCopy, new_state, read_state, send_run
-from studies.run.mlflow_store import in_words, open_store
+from studies.run.mlflow_copy import RunCopy, send_run
+from studies.run.mlflow_store import in_words
 from studies.run.results import read_result
 from studies.run.run_folder import RunFolder
+from studies.run.tracking_state import CLOSE_SECONDS, STATE, read_state
 
 SEND_SECONDS = 10.0
 MEND_SECONDS = 5.0  # that it waits while the runs before it are sent
@@ -167,50 +165,3 @@ def tell(text: str) -> None:
     from studies.progress import say
 
     say(text)
-
-
-def send_sweep_in_time(folder: Path, destination: Mapping[str, str]) -> None:
-    """A run for a sweep as a whole, as far as the store answers in time; tell what could not be sent."""
-    write_text(folder / STATE, json.dumps({**new_state(destination), **read_state(folder), "done": False}, indent=2))
-    problems = [f"the store takes more than {CLOSE_SECONDS:.0f} s to answer"]
-
-    def send() -> None:
-        try:
-            send_sweep(folder, destination)
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            problems.clear()
-
-    worker = Worker(lambda: None, SEND_SECONDS)
-    worker.submit(send).wait(CLOSE_SECONDS)
-    worker.stop()
-    if problems:
-        tell(f"the sweep is not in the tracking store: {problems[-1]}")
-        tell(f"send it with\n  python -m studies.tools.track {folder}")
-
-
-def send_sweep(folder: Path, destination: Mapping[str, str]) -> None:
-    """Send a sweep's files to this store, and make it the parent of its runs as far as the store has them.
-
-    Raises:
-        UserError: the store cannot be used.
-    """
-    from studies.run.jobs import sweep_runs
-
-    state, output_dir = read_state(folder), folder.parent.parent
-    if any(state.get(key) != value for key, value in destination.items()):
-        state = new_state(destination)
-    with in_words(state["uri"].replace("${output_dir}", str(output_dir))):
-        store = open_store(state["uri"], state["experiment"], output_dir)
-        if state["run_id"] is None or state.get("created") != store.created:
-            run = store.client.create_run(store.experiment, run_name=f"sweep_{folder.name}")
-            state |= {"run_id": run.info.run_id, "created": store.created}
-            write_text(folder / STATE, json.dumps(state, indent=2))
-        for child in filter(None, (read_state(path).get("run_id") for path in sweep_runs(folder))):
-            store.client.set_tag(child, "mlflow.parentRunId", state["run_id"])
-        for file in sorted(folder.glob("*.*")):
-            if file.is_file() and file.name != STATE and not file.name.startswith("."):
-                store.client.log_artifact(state["run_id"], str(file))
-        store.client.set_terminated(state["run_id"], "FINISHED")
-        write_text(folder / STATE, json.dumps({**state, "done": True}, indent=2))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Where and how a run is done, but not what it computes.
-IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "output_dir", "cache_dir"}
+IRRELEVANT = {"tracking", "resume", "skip_finished", "on_failure", "max_failures", "on_oom", "output_dir", "cache_dir"}
 IRRELEVANT |= {"plugins"}  # their code counts
 IRRELEVANT |= {"activations", "experiment", "size"}  # caching changes no result; the values that the others set count
 IRRELEVANT_IN = {

@@ -49,6 +49,7 @@ class Result(TypedDict, total=False):
         metrics: name -> value, as in MLflow.
         baseline: name -> score of the untouched model.
         config: the whole config, as plain dicts.
+        name: of the run, in words.
         overrides: what was typed for it on the command line; empty where it was started from Python.
         hardware: what it computed on.
         fingerprint: equal for runs that compute the same, see `studies.run.fingerprint`.
@@ -69,6 +70,7 @@ class Result(TypedDict, total=False):
     metrics: Required[dict[str, float]]
     baseline: dict[str, float]
     config: dict[str, Any]
+    name: str
     overrides: list[str]
     hardware: dict[str, Any]
     fingerprint: str

@@ -32,10 +32,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path, name: str, **result: Any) -> RunFolder:
-        """A new folder, with status `running`."""
+        """A new folder, with status `running`; a name may have several words."""
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         for number in range(1000):
-            path = output_dir / "runs" / (f"{stamp}_{name}" + (f"_{number}" if number else ""))
+            path = output_dir / "runs" / (f"{stamp}_{name.replace(' ', '_')}" + (f"_{number}" if number else ""))
             try:
                 path.mkdir(parents=True)
                 (path / "figures").mkdir()
@@ -44,7 +44,7 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise disk_error(error, path) from error
-        folder = cls(path, {"status": "running", "metrics": {}, "baseline": {}, **result})
+        folder = cls(path, {"status": "running", "metrics": {}, "baseline": {}, "name": name, **result})
         folder.write()
         return folder
 

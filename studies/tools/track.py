@@ -16,10 +16,11 @@ from pathlib import Path
 from registries.registry import UserError
 from studies.progress import say
 from studies.run.jobs import JOBS
-from studies.run.mlflow_copy import STATE, RunCopy, destination_of, read_state, send_run
-from studies.run.mlflow_run import send_sweep
+from studies.run.mlflow_copy import RunCopy, send_run
 from studies.run.mlflow_store import open_store, portable
+from studies.run.mlflow_sweep import send_sweep
 from studies.run.results import read_result
+from studies.run.tracking_state import STATE, destination_of, read_state
 
 
 def track(folder: Path, uri: str | None = None) -> None:

@@ -184,7 +184,7 @@ def test_a_job_starts_without_what_the_job_before_it_has_left(tmp_path):
 
     seen = []
 
-    def job(cfg):
+    def job(cfg, overrides):
         alive = [reference for reference in seen if reference() is not None]
         holder = Holder()
         holder.held = holder
@@ -193,7 +193,10 @@ def test_a_job_starts_without_what_the_job_before_it_has_left(tmp_path):
 
     gc.disable()  # which would find it by chance
     try:
-        losses = [sweep._attempt({}, job, Job(tmp_path, number, []), "mark") for number in range(3)]
+        losses = [
+            sweep._attempt({"tracking": {"name": "none"}}, job, Job(tmp_path, number, []), "mark")
+            for number in range(3)
+        ]
     finally:
         gc.enable()
     assert losses == [0.0, 0.0, 0.0]

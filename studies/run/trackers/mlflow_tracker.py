@@ -8,6 +8,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
+from studies.run.jobs import sweep_of
 from studies.run.mlflow_store import address_errors
 from studies.run.trackers import TRACKERS
 from studies.run.trackers.tracker import RunTracker
@@ -31,16 +32,19 @@ class MLflowTracker:
         """See `Tracker`."""
         import mlflow  # noqa: F401 (here, as two threads that import at once may wait for each other)
 
-        from studies.run.mlflow_copy import RunCopy, destination_of
+        from studies.run.mlflow_copy import RunCopy
         from studies.run.mlflow_run import MLflowRun
+        from studies.run.tracking_state import destination_of
 
-        return MLflowRun(RunCopy(folder, destination_of(self.uri, self.experiment, folder, output_dir)))
+        destination = destination_of(self.uri, self.experiment, folder, output_dir)
+        return MLflowRun(RunCopy(folder, destination, sweep=sweep_of(folder)))
 
-    def log_sweep(self, folder: Path, output_dir: Path) -> None:
+    def log_sweep(self, folder: Path, output_dir: Path, at_end: bool) -> None:
         """See `Tracker`."""
         import mlflow  # noqa: F401
 
-        from studies.run.mlflow_copy import destination_of
-        from studies.run.mlflow_run import send_sweep_in_time
+        from studies.run.mlflow_sweep import send_sweep_in_time
+        from studies.run.tracking_state import destination_of
 
-        send_sweep_in_time(folder, destination_of(self.uri, self.experiment, folder, output_dir))
+        destination = destination_of(self.uri, self.experiment, folder, output_dir)
+        send_sweep_in_time(folder, destination, at_end)

@@ -30,6 +30,6 @@ class Tracker(Protocol):
         """What follows the run in this folder. `output_dir` is that of the config."""
         ...
 
-    def log_sweep(self, folder: Path, output_dir: Path) -> None:
-        """Keep the files of a sweep's folder, and make it the parent of its runs."""
+    def log_sweep(self, folder: Path, output_dir: Path, at_end: bool) -> None:
+        """Keep the files of a sweep's folder, and make it the parent of its runs; while it goes on, without waiting."""
         ...

@@ -6,6 +6,7 @@ import re
 import signal
 
 import pytest
+from mlflow import MlflowClient
 
 import train
 from lightning_modules.stopping import Interrupted
@@ -21,10 +22,10 @@ def sweep(small, tmp_path, monkeypatch):
     def sweep(misbehave, *more, seeds="0,1,2"):
         run, before = train.run, {*(tmp_path / "outputs" / "sweeps").glob("*")}
 
-        def disturbed(cfg):
+        def disturbed(cfg, overrides):
             if cfg["seed"] in misbehave:
                 misbehave[cfg["seed"]]()
-            return run(cfg)
+            return run(cfg, overrides)
 
         status = 0
         with monkeypatch.context() as patch:
@@ -73,6 +74,90 @@ def test_a_sweep_that_stops_at_a_failure_tells_what_it_has(sweep):
     assert status == 1
     assert [failure["job"] for failure in failures(folder)] == [1]
     assert (folder / "summary.json").is_file() and seeds_of(folder) == [0]
+
+
+def test_a_sweep_stops_after_so_many_failures(sweep):
+    status, folder = sweep(dict.fromkeys(range(3), wrong), "max_failures=2", seeds="0,1,2,3")
+    assert status == 1 and [failure["job"] for failure in failures(folder)] == [0, 1]
+    assert (folder / "stopped").read_text() == "RuntimeError: out of order" and seeds_of(folder) == []
+
+
+def test_a_job_after_the_stop_of_another_process_does_nothing(sweep, tmp_path):
+    def stop():
+        (folder,) = (tmp_path / "outputs" / "sweeps").glob("*")
+        (folder / "stopped").write_text("by another process")
+
+    _, folder = sweep({0: stop})
+    assert seeds_of(folder) == [0]
+
+
+def test_the_summary_grows_while_jobs_end(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.report.sweep_summary.GROW_SECONDS", 0)
+    counts = []
+
+    def count():
+        (file,) = (tmp_path / "outputs" / "sweeps").glob("*/summary.json")
+        counts.append(json.loads(file.read_text())["jobs"])
+
+    sweep({1: count, 2: count})
+    assert counts == [{"planned": 3, "finished": 1}, {"planned": 3, "finished": 2}]
+
+
+def test_a_sweep_tells_which_job_it_is_at(sweep, capsys):
+    _, folder = sweep({1: wrong})
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("job ")]
+    assert told[0] == "job 1 of 3: seed=0"
+    assert re.fullmatch(r"job 3 of 3, about \d:\d\d:\d\d left: seed=2", told[2])
+    assert [path.name.rpartition("_")[2] for path in sweep_runs(folder)] == ["seed=0", "seed=2"]  # what varies
+
+
+def test_a_job_without_memory_is_done_with_half_the_batch(sweep, monkeypatch):
+    sizes = []
+
+    def lack():
+        if not sizes:
+            sizes.append("large")
+            raise MemoryError("9 GB")
+
+    status, folder = sweep({0: lack}, "on_oom=halve", "dataset.batch_size=2", "trainer.max_steps=1", seeds="0,1")
+    assert status == 0 and not failures(folder)
+    configs = [read_result(path)["config"] for path in sweep_runs(folder)]
+    batches = [(config["dataset"]["batch_size"], config["trainer"]["accumulate_grad_batches"]) for config in configs]
+    assert batches == [(1, 2), (2, 1)]
+    assert read_result(sweep_runs(folder)[0])["overrides"][-2:] == [
+        "dataset.batch_size=1",
+        "trainer.accumulate_grad_batches=2",
+    ]
+    (note, *_) = json.loads((folder / "summary.json").read_text())["notes"]
+    assert note == "job 0: out of memory with batches of 2: again with batches of 1, 2 for a step"
+
+
+def test_a_job_that_never_fits_fails(sweep):
+    def lack():
+        raise MemoryError("9 GB")
+
+    status, folder = sweep({0: lack}, "on_oom=halve", "dataset.batch_size=2", seeds="0")
+    assert status == 1 and failures(folder)[0]["cause"] == "MemoryError: 9 GB"
+
+
+def test_the_store_has_the_sweep_from_its_first_job_on(sweep, tmp_path):
+    seen = []
+
+    def look():
+        store = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+        runs = {run.info.run_name: run for run in store.search_runs(["1"])}
+        parent = runs["sweep seed"]
+        seen.append(
+            (parent.info.status, runs["random-none seed=0"].data.tags["mlflow.parentRunId"], parent.info.run_id)
+        )
+
+    status, folder = sweep({1: look}, "tracking=mlflow", seeds="0,1,2")
+    (told, parent_of_first, parent) = seen[0]
+    assert status == 0 and told == "RUNNING" and parent_of_first == parent
+    run = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db").get_run(parent)
+    best = min(read_result(path)["metrics"]["val/loss"] for path in sweep_runs(folder))
+    assert run.info.status == "FINISHED" and run.data.metrics["jobs/finished"] == run.data.metrics["jobs/planned"] == 3
+    assert run.data.metrics["val/loss"] >= best and "| seeds | loss |" in run.data.tags["mlflow.note.content"]
 
 
 def test_a_sweep_without_failures_ends_well(sweep):

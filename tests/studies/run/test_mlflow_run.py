@@ -67,7 +67,7 @@ def test_parameters_metrics_artifacts_and_status(tracked, store, tmp_path):
     folder, mlflow_run = tracked(f"samples.prompts=['{LONG}']")
     result = json.loads((folder / "result.json").read_text())
     assert mlflow_run.info.status == "FINISHED"
-    assert mlflow_run.info.run_name == folder.name
+    assert mlflow_run.info.run_name == result["name"] == "random-toroidal"
     assert mlflow_run.data.tags["status"] == "finished"
     assert store.get_experiment(mlflow_run.info.experiment_id).name == "graftlab"
 

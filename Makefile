@@ -26,8 +26,9 @@ test-all: setup
 	$(BIN)/python -m pytest -m ""
 
 ui: setup
-	@echo "the runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	-@[ ! -d outputs/runs ] || $(BIN)/python -m studies.tools.track outputs
+	@echo "the runs:"
+	-@[ ! -d outputs/runs ] || $(BIN)/python -m studies.tools.runs_page outputs
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
 
 lint: setup

@@ -12,17 +12,13 @@ import gc
 import hashlib
 import json
 import math
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 from hydra.experimental.callback import Callback
 
 from lightning_modules.processes import is_first, process_count
@@ -33,11 +29,11 @@ from studies.progress import say
 from studies.report.sweep_summary import grow, summarise
 from studies.run.files import write_text
 from studies.run.jobs import STOPPED, Job, cause, claim_for, ended_jobs, failures
+from studies.run.jobs_at_work import count_lost, ended_their_process, job_at_work
 from studies.run.sweep_account import SweepAccount
 
-AT_WORK = "at_work"
-
 postponed: list[Callable[[], None]] = []  # jobs of this process's sweep that come last
+begun: list[Path] = []  # the folder of the sweep that this process has started
 
 
 def run_in_sweep(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]]) -> float:
@@ -52,9 +48,12 @@ def run_in_sweep(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]]) 
     from hydra.core.hydra_config import HydraConfig
 
     job, mark = Job.current(), _mark(cfg)
+    loss = job.loss()
+    if loss is not None:  # the sweep goes on after a process was lost
+        return loss
     if (job.sweep / STOPPED).is_file():  # by a job of another process
         return math.inf
-    if _in_turn() and mark in _ended_their_process(job.sweep):
+    if _in_turn() and mark in ended_their_process(job.sweep):
         say(f"this job ended its process at an earlier start: it comes last ({' '.join(job.overrides)})")
         hydra = HydraConfig.instance().cfg
 
@@ -71,7 +70,7 @@ def _attempt(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]], job:
     gc.collect()  # a model and its trainer hold each other: those of the job before would count as this one's memory
     say(_progress(job))
     loss = math.inf
-    with _at_work(job, mark):
+    with job_at_work(job, mark):
         try:
             result = run_with_retries(cfg, job.overrides, run, lambda text: _tell_retry(job, text))
             loss = result["metrics"].get("val/loss", math.inf)
@@ -119,6 +118,7 @@ def _progress(job: Job) -> str:
 
 def end_sweep(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Run what was put off, write the summary, and end the process with status 1 if a job failed."""
+    begun.clear()
     waiting, postponed[:] = list(postponed), []
     if waiting:
         summarise(folder, cfg)  # what is put off may end the process once more
@@ -129,6 +129,15 @@ def end_sweep(folder: Path, cfg: Mapping[str, Any]) -> None:
         sys.exit(1)
 
 
+def sweep_to_go_on_with() -> Path | None:
+    """The folder of this process's sweep, if it broke off because processes of its jobs were lost."""
+    count = count_lost(begun[0]) if begun else 0
+    if not count:
+        return None
+    say(f"jobs whose process ended without a word: {count}; the sweep goes on with the jobs that have not ended")
+    return begun[0]
+
+
 def _in_turn() -> bool:
     """Whether the jobs of this sweep run one after the other in this process, and none waits for another's loss."""
     from hydra.core.hydra_config import HydraConfig
@@ -136,33 +145,6 @@ def _in_turn() -> bool:
     hydra = HydraConfig.get()
     plain = (hydra.launcher["_target_"], hydra.sweeper["_target_"])
     return process_count() == 1 and all(name.rpartition(".")[2].startswith("Basic") for name in plain)
-
-
-@contextmanager
-def _at_work(job: Job, mark: str) -> Iterator[None]:
-    """While the job runs, say so in a file: where its process ends with it, the file stays."""
-    file = job.sweep / f"{AT_WORK}.{job.number:05d}"
-    write_text(file, json.dumps({"config": mark, "pid": os.getpid(), "started": psutil.Process().create_time()}))
-    try:
-        yield
-    finally:
-        for left in (file, *_ended_their_process(job.sweep).get(mark, ())):
-            left.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=1)
-def _ended_their_process(sweep: Path) -> dict[str, list[Path]]:
-    """Mark of a config -> what its jobs left in the folders of sweeps beside this one, whose processes are gone."""
-    left: dict[str, list[Path]] = {}
-    for file in sorted(sweep.parent.glob(f"*/{AT_WORK}.*")):
-        try:
-            content = json.loads(file.read_text())
-            mark, pid, started = content["config"], content["pid"], content["started"]
-        except (OSError, ValueError, TypeError, KeyError):  # its job has just ended, or the disk was full
-            continue
-        if not psutil.pid_exists(pid) or psutil.Process(pid).create_time() != started:
-            left.setdefault(mark, []).append(file)
-    return left
 
 
 def _mark(cfg: Any) -> str:
@@ -191,10 +173,13 @@ class Summary(Callback):
 
         if config.hydra.sweeper is None:  # which Hydra refuses next, and nothing is to be written for it
             return
+        if begun == [Path(config.hydra.sweep.dir)]:  # it goes on
+            return
         try:
             claim_for(config)  # and write what Hydra writes there first, for which it has no message on a full disk
             write_text(Path(config.hydra.sweep.dir) / "multirun.yaml", OmegaConf.to_yaml(config))
             SweepAccount.begin(Path(config.hydra.sweep.dir), self.jobs, self.keys)
+            begun[:] = [Path(config.hydra.sweep.dir)]
         except UserError as error:
             exit_with(error)
 

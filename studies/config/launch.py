@@ -130,16 +130,37 @@ def _hand_to_hydra(run: Callable[[Any], Any], config_name: str, arguments: Seque
     os.environ[TRACEBACKS] = "1"  # else Hydra prints a traceback itself, and ends the process
     sys.argv = [sys.argv[0], *arguments]
     try:
-        job()
+        _with_new_starts(job)
     except Exception as error:
         if plainly:
             raise
-        if not begun:
+        if not begun and not _sweep_has_begun():
             exit_with(UserError(_summary(error)))
         traceback.print_exception(type(error), error, _below_hydra(error.__traceback__))
         sys.exit(1)
     finally:
         os.environ.pop(TRACEBACKS, None) if not plainly else None
+
+
+def _with_new_starts(job: Callable[[], Any]) -> None:
+    """Start Hydra; a sweep that breaks off because processes of its jobs were lost is started again in its folder."""
+    from studies.run.jobs import quoted
+
+    while True:
+        try:
+            job()
+            return
+        except Exception:
+            folder = sys.modules["studies.sweep"].sweep_to_go_on_with() if _sweep_has_begun() else None
+            if folder is None:
+                raise
+            flags = next((place for place, text in enumerate(sys.argv) if text.startswith("-")), len(sys.argv))
+            sys.argv.insert(flags, f"hydra.sweep.dir={quoted(str(folder))}")  # of two, the last counts
+
+
+def _sweep_has_begun() -> bool:
+    """Whether this process has started the jobs of a sweep."""
+    return "studies.sweep" in sys.modules and bool(sys.modules["studies.sweep"].begun)
 
 
 def wants_traceback() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lightning_modules.config import Config
 from registries.plugins import plugin_names
@@ -39,6 +41,21 @@ def run_code(cfg: Config, root: Path = ROOT) -> str:
     components = [f"{GROUPS[key].package}/**/*.py" for key in OPERATIONS if getattr(cfg, key) is not None]
     files = [file for pattern in (*STEPS, *components) for file in root.glob(pattern) if file.name not in NO_STEPS]
     return _hash(root, (*_model_files(root), *files), tuple(cfg.plugins or ()))
+
+
+@cache
+def revision(root: Path = ROOT) -> dict[str, Any] | None:
+    """The commit of this project's code, and whether files have changed since; None outside a Git repository."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):  # no Git here, or no repository
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    line = ["git", "-C", str(root), *arguments]
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _model_files(root: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from contextlib import suppress
@@ -53,6 +54,14 @@ class Job:
         (self.sweep / FAILURES).mkdir(parents=True, exist_ok=True)
         lines = [cause(error), " ".join(self.overrides), "".join(traceback.format_exception(error))]
         write_text(self.sweep / FAILURES / f"{self.number:05d}.txt", "\n".join(lines))
+
+    def loss(self) -> float | None:
+        """The validation loss of a job that has ended; infinity where it failed, None where it has not ended."""
+        if (self.sweep / FAILURES / f"{self.number:05d}.txt").is_file():
+            return math.inf
+        file = self.sweep / JOBS / f"{self.number:05d}"
+        result = read_result(Path(file.read_text())) if file.is_file() else {"status": "running"}
+        return result["metrics"].get("val/loss", math.inf) if result["status"] in ("finished", "skipped") else None
 
     def note_halving(self, text: str) -> None:
         """Note that the job is done again with smaller batches; the last note counts."""

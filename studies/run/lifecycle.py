@@ -20,6 +20,7 @@ from registries.memory_errors import lacks_memory
 from registries.partial_files import clear_partial_files
 from registries.registry import UserError
 from studies.config.flat import flatten
+from studies.run.code_version import revision
 from studies.run.curve_file import CurveFile
 from studies.run.files import disk_error, make_folder, write_text
 from studies.run.fingerprint import fingerprint, versions
@@ -89,6 +90,7 @@ def _choose(cfg: Config, dataset: dict[str, Any], mark: str, overrides: list[str
     output_dir, about = Path(cfg.output_dir), {"config": cfg.plain, "fingerprint": mark, "dataset": dataset}
     about |= {"baseline": {}, "versions": versions(cfg), "mlflow_run_id": None}
     about |= {"name": run_name(cfg, overrides, swept_keys()), "overrides": overrides, "hardware": hardware()}
+    about |= {"revision": revision()}
     path = find_run(output_dir, mark, ("finished",)) if cfg.skip_finished else None
     if path is not None:
         folder = RunFolder.open(path)

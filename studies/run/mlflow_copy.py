@@ -17,6 +17,7 @@ from studies.config.flat import flatten
 from studies.run.curves import Point, latest, read_points
 from studies.run.files import write_text
 from studies.run.jobs import JOBS
+from studies.run.mlflow_fields import SAMPLE_TABLE, inputs_of, sample_table, tags_of
 from studies.run.mlflow_store import Store, in_words, open_store
 from studies.run.mlflow_sweep import open_sweep
 from studies.run.results import read_result
@@ -24,6 +25,7 @@ from studies.run.tracking_state import CLOSE_SECONDS, STATE, new_state, read_sta
 
 KEY = "graftlab.key"  # the tag by which a copy is found whose making was not answered
 MLFLOW_STATUS = {"finished": "FINISHED", "killed": "KILLED", "running": "RUNNING"}  # everything else: FAILED
+SYSTEM = "system/"  # before the metrics of the machine, which MLflow samples itself
 RUN_FILES = ("config.yaml", "result.json", "samples.json")
 
 
@@ -34,7 +36,8 @@ class RunCopy:
         folder: of the run.
         destination: `uri` (portable) and `experiment` of a run that begins or goes on; None: what `tracking.json` says.
         run_id: the MLflow run, where it is known and `tracking.json` does not tell it.
-        sweep: the folder of the sweep that the run is a job of.
+        state: what else is to be known of it: `sweep`, the folder of the sweep that the run is a job of; `log_model`,
+            whether the trained model is sent too.
 
     Attributes:
         state: the content of `tracking.json`: where the copy is, which MLflow run it is, and whether all was sent.
@@ -45,14 +48,13 @@ class RunCopy:
         folder: Path,
         destination: Mapping[str, str] | None = None,
         run_id: str | None = None,
-        sweep: Path | None = None,
+        **state: Any,
     ):
         self.folder, self.state = folder, read_state(folder)
         if destination is not None:
             if any(self.state.get(key) != value for key, value in destination.items()):
                 self.state = new_state(destination) | {"run_id": run_id}
-            self.state |= {"done": False, "ended": None}
-            self.state |= {} if sweep is None else {"sweep": str(sweep)}
+            self.state |= {"done": False, "ended": None, **state}
             self.write_state()
         self._lock = FileLock(folder / ".tracking.lock", thread_local=False)
         self.forget()
@@ -65,6 +67,11 @@ class RunCopy:
     def address(self) -> str:
         """The address of the store, as messages show it."""
         return self.state["uri"].replace("${output_dir}", str(self.folder.parent.parent))
+
+    @property
+    def store_uri(self) -> str:
+        """The address of the open store."""
+        return self._store.client.tracking_uri
 
     def write_state(self) -> None:
         write_text(self.folder / STATE, json.dumps(self.state, indent=2))
@@ -104,10 +111,10 @@ class RunCopy:
         self.write_state()
         if running:
             store.client.update_run(self.run_id, status="RUNNING")
-        for key in run.data.metrics:
+        for key in (key for key in run.data.metrics if not key.startswith(SYSTEM)):
             for metric in store.client.get_metric_history(self.run_id, key):
                 self._stored.setdefault((key, metric.step), []).append(_comparable(metric.value))
-        self._send_parameters(store, run.data.params)
+        self._send_account(store, run)
         self._store = store
 
     def _known_run(self, store: Store) -> Any:
@@ -134,22 +141,27 @@ class RunCopy:
         result = json.loads((self.folder / "result.json").read_text())
         return store.client.create_run(store.experiment, started, tags, result.get("name", self.folder.name))
 
-    def _send_parameters(self, store: Store, known: Mapping[str, str]) -> None:
-        """The config, flattened to `group.key`; what the run already has is left as it is."""
-        from mlflow.entities import Param
+    def _send_account(self, store: Store, run: Any) -> None:
+        """The config, flattened to `group.key`, and what else is known; what the run already has is left as it is."""
+        from mlflow.entities import Param, RunTag
 
-        config = json.loads((self.folder / "result.json").read_text())["config"]
-        params = {_legal(key): str(value)[:6000] for key, value in flatten(config).items()}
-        new = [Param(key, value) for key, value in params.items() if key not in known]
-        for start in range(0, len(new), 100):  # MLflow's limit for one batch
-            store.client.log_batch(self.run_id, params=new[start : start + 100])
+        result = json.loads((self.folder / "result.json").read_text())
+        params = {legal_name(key): str(value)[:6000] for key, value in flatten(result["config"]).items()}
+        new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+        tags = [RunTag(name, text) for name, text in tags_of(result).items() if name not in run.data.tags]
+        for start in range(0, max(1, len(new)), 100):  # MLflow's limit for one batch
+            store.client.log_batch(self.run_id, params=new[start : start + 100], tags=tags)
+        if not run.inputs.dataset_inputs:
+            store.client.log_inputs(self.run_id, inputs_of(result))
 
     def send_points(self) -> None:
         """Send what the curves have and the store has not; where a resumed run repeats a step, the old value stays."""
         self.open(running=True)
         points, self._read = read_points(self.folder, self._read)
         self._unsent += points
-        self._send([point for point in latest(self._unsent) if (_legal(point.name), point.step) not in self._stored])
+        self._send(
+            [point for point in latest(self._unsent) if (legal_name(point.name), point.step) not in self._stored]
+        )
         self._unsent = []
 
     def _send(self, points: Sequence[Point]) -> None:
@@ -157,7 +169,7 @@ class RunCopy:
 
         for start in range(0, len(points), 1000):  # MLflow's limit for one batch
             batch = points[start : start + 1000]
-            metrics = [Metric(_legal(name), value, int(moment * 1000), step) for name, step, value, moment in batch]
+            metrics = [Metric(legal_name(name), value, int(moment * 1000), step) for name, step, value, moment in batch]
             self._store.client.log_batch(self.run_id, metrics=metrics)
             for metric in metrics:
                 self._stored.setdefault((metric.key, metric.step), []).append(_comparable(metric.value))
@@ -174,7 +186,7 @@ class RunCopy:
             self.write_state()
         expected: dict[tuple[str, int], dict[str, Point]] = {}
         for point in latest(read_points(self.folder)[0]) + self._scores(result):
-            expected.setdefault((_legal(point.name), point.step), {})[_comparable(point.value)] = point
+            expected.setdefault((legal_name(point.name), point.step), {})[_comparable(point.value)] = point
         if any(
             len(set(values)) < len(values) or not expected.get(destination, {}).keys() >= set(values)
             for destination, values in self._stored.items()
@@ -202,7 +214,7 @@ class RunCopy:
         run = self._create_run(self._store, old.data.tags)
         self.state["run_id"], self._stored = run.info.run_id, {}
         self.write_state()
-        self._send_parameters(self._store, {})
+        self._send_account(self._store, run)
         self._store.client.delete_run(old.info.run_id)
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -213,6 +225,14 @@ class RunCopy:
                 client.log_artifact(self.run_id, str(folder / file))
         for figure in sorted((folder / "figures").glob("*.png")):
             client.log_artifact(self.run_id, str(figure), "figures")
+        samples = sample_table(folder)
+        if samples is not None:
+            client.log_dict(self.run_id, samples, SAMPLE_TABLE)
+            client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": SAMPLE_TABLE, "type": "table"}]))
+        if self.state.get("log_model") and result["status"] == "finished":
+            from studies.run.mlflow_model import log_model
+
+            log_model(client, self.run_id, folder)
         client.set_tag(self.run_id, "status", result["status"])
         client.set_terminated(
             self.run_id, MLFLOW_STATUS.get(result["status"], "FAILED"), int(self.state["ended"] * 1000)
@@ -221,7 +241,7 @@ class RunCopy:
         self.write_state()
 
 
-def _legal(name: str) -> str:
+def legal_name(name: str) -> str:
     """A name with the characters that MLflow allows."""
     return re.sub(r"[^\w\-./: ]", "_", name)[:250]
 

@@ -23,6 +23,7 @@ from studies.run.run_folder import RunFolder
 from studies.run.tracking_state import CLOSE_SECONDS, STATE, read_state
 
 SEND_SECONDS = 10.0
+MODEL_SECONDS = 600.0  # that it waits where a model is sent
 MEND_SECONDS = 5.0  # that it waits while the runs before it are sent
 
 
@@ -32,12 +33,15 @@ class MLflowRun(Logger):
     It sends in a thread of its own, which alone waits for the store, so that no step does.
     """
 
-    def __init__(self, copy: RunCopy):
+    def __init__(self, copy: RunCopy, system_metrics: bool = False):
         super().__init__()
+        self._monitor: Any = None  # of the machine
         self.copy, self.first_step = copy, 0
         self.problem: str | None = None  # why the last attempt failed
         self.worker = Worker(lambda: self._attempt(copy.send_points), SEND_SECONDS)
         self._sent = self.worker.submit(lambda: self._attempt(copy.send_points))
+        if system_metrics:
+            self.worker.submit(self._start_monitor)
         self.worker.submit(self._mend)
 
     @property
@@ -61,8 +65,10 @@ class MLflowRun(Logger):
 
     def close(self, folder: RunFolder) -> None:
         """End the MLflow run as the folder's run has ended, with its scores and files; tell what could not be sent."""
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + (MODEL_SECONDS if self.copy.state.get("log_model") else CLOSE_SECONDS)
         self.worker.closing.set()
+        if self._monitor is not None:
+            self._monitor.finish()
         steps = [lambda: self.copy.settle(folder.result, running=True)]
         steps += [lambda: self.copy.finish(folder.result)]
         for step in steps:
@@ -81,6 +87,13 @@ class MLflowRun(Logger):
                 f"not in the tracking store: {self.problem}. All metrics are kept in the run's folder; send them with\n"
                 f"  python -m studies.tools.track {folder.path}"
             )
+
+    def _start_monitor(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if self.copy.run_id is not None and self.problem is None:
+            self._monitor = SystemMetricsMonitor(self.copy.run_id, tracking_uri=self.copy.store_uri)
+            self._monitor.start()
 
     def _mend(self) -> None:
         """Send what earlier runs of this output folder left, in five seconds at most where this run has ended."""

@@ -24,6 +24,7 @@ from studies.run.tracking_state import CLOSE_SECONDS, STATE, new_state, read_sta
 
 LOCK = ".tracking.lock"
 SUMMARY = "summary.json"
+SOURCE = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL"}
 TABLE = "summary_table.json"  # as MLflow's UI shows tables
 
 
@@ -62,7 +63,7 @@ def open_sweep(folder: Path, store: Store, destination: Mapping[str, str]) -> st
         if state["run_id"] is None or state.get("created") != store.created:
             account = SweepAccount.read(folder)
             started = None if account is None else int(account.started * 1000)
-            run = store.client.create_run(store.experiment, started, run_name=sweep_name(folder))
+            run = store.client.create_run(store.experiment, started, SOURCE, sweep_name(folder))
             state |= {"run_id": run.info.run_id, "created": store.created, "done": False}
             write_text(folder / STATE, json.dumps(state, indent=2))
         return state["run_id"]
@@ -111,10 +112,11 @@ def _send_summary(client: Any, identity: str, summary: Mapping[str, Any]) -> Non
     lines = next((value for key, value in summary.items() if key.startswith("the sweep")), [])
     columns = shown_columns(lines, 2)
     rows = [[cell(line, column) for column in columns] for line in lines]
+    headings = [column.replace(".", " ") for column in columns]  # MLflow's UI takes a dot for a step into a mapping
     description = [markdown_table(columns, rows), bullets(map(literal, summary["notes"]))] if rows else []
     tags = {"mlflow.note.content": "\n\n".join(description), "status": _words(jobs)}
     client.log_batch(identity, metrics=metrics, tags=[RunTag(name, text[:5000]) for name, text in tags.items()])
-    client.log_dict(identity, {"columns": columns, "data": rows}, TABLE)
+    client.log_dict(identity, {"columns": headings, "data": rows}, TABLE)
     client.set_tag(identity, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
 

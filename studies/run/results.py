@@ -52,6 +52,7 @@ class Result(TypedDict, total=False):
         name: of the run, in words.
         overrides: what was typed for it on the command line; empty where it was started from Python.
         hardware: what it computed on.
+        revision: commit of the code, and whether it was changed since; None outside a repository.
         fingerprint: equal for runs that compute the same, see `studies.run.fingerprint`.
         dataset: what was read: counts of documents, blocks and tokens by split, hashes, warnings.
         versions: of the project's code, Python and the libraries that a result depends on.
@@ -73,6 +74,7 @@ class Result(TypedDict, total=False):
     name: str
     overrides: list[str]
     hardware: dict[str, Any]
+    revision: dict[str, Any] | None
     fingerprint: str
     dataset: dict[str, Any]
     versions: dict[str, str]
@@ -91,7 +93,7 @@ class Result(TypedDict, total=False):
 
 def _kind(hint: Any) -> type | tuple[type, ...]:
     """What `isinstance` takes for a type of `Result`."""
-    kinds = {float: (int, float), str | None: (str, NoneType)}
+    kinds = {float: (int, float), str | None: (str, NoneType), dict[str, Any] | None: (dict, NoneType)}
     return kinds.get(hint) or get_origin(hint) or hint
 
 

@@ -23,10 +23,14 @@ class MLflowTracker:
     Args:
         uri: the store's address.
         experiment: that its runs belong to.
+        system_metrics: let MLflow sample processor, memory, disk, network and GPU.
+        log_model: send the trained model too.
     """
 
     uri: Annotated[str, MinLen(1)]
     experiment: str
+    system_metrics: bool
+    log_model: bool
 
     def open(self, folder: Path, output_dir: Path) -> RunTracker:
         """See `Tracker`."""
@@ -37,7 +41,9 @@ class MLflowTracker:
         from studies.run.tracking_state import destination_of
 
         destination = destination_of(self.uri, self.experiment, folder, output_dir)
-        return MLflowRun(RunCopy(folder, destination, sweep=sweep_of(folder)))
+        sweep = sweep_of(folder)
+        copy = RunCopy(folder, destination, sweep=None if sweep is None else str(sweep), log_model=self.log_model)
+        return MLflowRun(copy, self.system_metrics)
 
     def log_sweep(self, folder: Path, output_dir: Path, at_end: bool) -> None:
         """See `Tracker`."""

@@ -71,6 +71,16 @@ def test_parameters_metrics_artifacts_and_status(tracked, store, tmp_path):
     assert mlflow_run.data.tags["status"] == "finished"
     assert store.get_experiment(mlflow_run.info.experiment_id).name == "graftlab"
 
+    tags = mlflow_run.data.tags
+    assert tags["mlflow.source.name"] == "train.py" and tags["model"] == "random" and tags["processor"]
+    assert tags.get("mlflow.source.git.commit") == (result["revision"] or {}).get("commit")
+    inputs = {part.dataset.name: part for part in mlflow_run.inputs.dataset_inputs}
+    assert sorted(inputs) == ["text test", "text train", "text validation"]
+    assert inputs["text train"].dataset.digest == result["dataset"]["sha256"][:36]
+    assert json.loads(inputs["text test"].dataset.profile) == result["dataset"]["test"]
+    table = store.download_artifacts(mlflow_run.info.run_id, "samples_table.json")
+    assert json.loads(Path(table).read_text())["columns"] == ["prompt", "before", "after"]
+
     params = mlflow_run.data.params
     assert params == {key: str(value) for key, value in flatten(result["config"]).items()}
     assert params["replacement.depth"] == "2"
@@ -81,7 +91,7 @@ def test_parameters_metrics_artifacts_and_status(tracked, store, tmp_path):
     assert [point.step for point in points] == [6, 7, 8, 9]
 
     artifacts = {file.path for file in store.list_artifacts(mlflow_run.info.run_id)}
-    assert artifacts == {"config.yaml", "result.json", "samples.json", "figures"}
+    assert artifacts == {"config.yaml", "result.json", "samples.json", "samples_table.json", "figures"}
     (figure,) = store.list_artifacts(mlflow_run.info.run_id, "figures")
     assert figure.path == "figures/loss.png"
     logged = tmp_path / "outputs" / "artifacts" / mlflow_run.info.run_id / "artifacts" / "result.json"
@@ -386,3 +396,27 @@ def test_another_database_is_left_alone(tmp_path):
 
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
+
+
+def test_the_model_is_logged_where_it_is_asked_for(tracked, store):
+    folder, mlflow_run = tracked("tracking.log_model=true")
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(store.download_artifacts(mlflow_run.info.run_id, "model"))
+    (sample, *_) = json.loads((folder / "samples.json").read_text())
+    assert model.predict([sample["prompt"]], params={"max_new_tokens": 2}) == [sample["after"]]
+    assert not list(folder.glob("tmp*"))  # the export that was sent
+
+
+def test_a_model_is_not_logged_unasked(tracked, store):
+    _, mlflow_run = tracked()
+    assert "model" not in {file.path for file in store.list_artifacts(mlflow_run.info.run_id)}
+
+
+def test_the_machine_is_sampled_where_it_is_asked_for(tracked, monkeypatch, store):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    folder, mlflow_run = tracked("tracking.system_metrics=true")
+    assert "system/cpu_utilization_percentage" in mlflow_run.data.metrics
+    track(folder)  # what the folder does not have of these does not count
+    result = json.loads((folder / "result.json").read_text())
+    assert result["mlflow_run_id"] == mlflow_run.info.run_id

@@ -1,0 +1,71 @@
+"""Jobs whose processes end without a word."""
+
+import json
+
+import pytest
+
+from studies import sweep
+from studies.run.jobs import Job, ended_jobs, failures
+from studies.run.jobs_at_work import count_lost, job_at_work, times_lost
+
+NOBODY = 2**22 + 1  # no process has this number
+
+
+@pytest.fixture
+def job(tmp_path):
+    folder = tmp_path / "sweeps" / "now"
+    folder.mkdir(parents=True)
+    return Job(folder, 3, ["seed=1"])
+
+
+def lose(job, **other):
+    """Leave what a job leaves whose process is gone."""
+    with job_at_work(job, "mark"):
+        file = job.sweep / f"at_work.{job.number:05d}"
+        content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "pid": NOBODY, **other}))
+
+
+def test_a_job_has_a_second_chance(job):
+    lose(job)
+    assert count_lost(job.sweep) == 1 and times_lost(job) == 1 and not failures(job.sweep)
+    assert count_lost(job.sweep) == 0  # it is counted once
+    lose(job)
+    assert count_lost(job.sweep) == 1
+    (failure,) = failures(job.sweep)
+    assert failure["job"] == 3 and failure["overrides"] == "seed=1" and "without a word, 2 times" in failure["cause"]
+    assert ended_jobs(job.sweep) == 1 and job.loss() == float("inf")
+
+
+def test_a_job_of_another_machine_is_not_lost(job):
+    lose(job, machine="another")
+    assert count_lost(job.sweep) == 0 and times_lost(job) == 0
+
+
+def test_a_job_that_is_at_work_is_not_lost(job):
+    with job_at_work(job, "mark"):
+        assert count_lost(job.sweep) == 0
+
+
+def test_two_suspects_are_never_at_work_together(job):
+    other = Job(job.sweep, 4, [])
+    for suspect in (job, other):
+        lose(suspect)
+    assert count_lost(job.sweep) == 2
+    with job_at_work(job, "mark"):
+        from filelock import FileLock, Timeout
+
+        with pytest.raises(Timeout), FileLock(job.sweep / ".suspects.lock", timeout=0):
+            pass
+    with job_at_work(other, "mark"):  # it is free again
+        pass
+
+
+def test_a_sweep_goes_on_only_where_a_process_was_lost(job, monkeypatch):
+    monkeypatch.setattr(sweep, "begun", [job.sweep])
+    assert sweep.sweep_to_go_on_with() is None
+    lose(job)
+    assert sweep.sweep_to_go_on_with() == job.sweep
+    monkeypatch.setattr(sweep, "begun", [])
+    lose(job)
+    assert sweep.sweep_to_go_on_with() is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from studies.report.anomalies.fairness import EQUAL
 from studies.report.cells import cell, shown_columns
 from studies.report.compared_runs import ComparedRuns
 from studies.report.comparison_notes import NOUNS, comparison_notes
@@ -210,7 +211,8 @@ def costs(part: ComparedRuns, folder: Path) -> str:
             for setting in part.measured
             if (cost := setting.mean(COLUMNS[title])) is not None
         }
-        if len({cost for cost, *_ in points.values()}) > 1:
+        all_costs = [cost for cost, *_ in points.values()]
+        if max(all_costs, default=0) > min(all_costs, default=0) * (1 + EQUAL):
             file = folder / f"{part.text}_by_{COLUMNS[title].rpartition('/')[2]}.png"
             plot_pareto(points, COSTS[title], file, QUALITY[part.metric])
             shown.append(figure(f"{QUALITY[part.metric]} by {COSTS[title]}", file, folder.parent))

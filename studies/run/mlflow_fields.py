@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SAMPLE_TABLE = "samples_table.json"
+DIGEST = 12  # digits of the hash of data, as the page shows it
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}  # split -> as MLflow calls it
 
 
@@ -32,7 +33,7 @@ def inputs_of(result: Mapping[str, Any]) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     data, path = result["dataset"], result["config"]["dataset"].get("path")
-    about = {"digest": data["sha256"][:36], "source_type": "graftlab", "source": json.dumps({"path": path})}
+    about = {"digest": data["sha256"][:DIGEST], "source_type": "graftlab", "source": json.dumps({"path": path})}
     return [
         DatasetInput(
             Dataset(f"{data['name']} {split}", **about, profile=json.dumps(data[split])),

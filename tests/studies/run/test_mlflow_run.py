@@ -76,7 +76,7 @@ def test_parameters_metrics_artifacts_and_status(tracked, store, tmp_path):
     assert tags.get("mlflow.source.git.commit") == (result["revision"] or {}).get("commit")
     inputs = {part.dataset.name: part for part in mlflow_run.inputs.dataset_inputs}
     assert sorted(inputs) == ["text test", "text train", "text validation"]
-    assert inputs["text train"].dataset.digest == result["dataset"]["sha256"][:36]
+    assert inputs["text train"].dataset.digest == result["dataset"]["sha256"][:12]
     assert json.loads(inputs["text test"].dataset.profile) == result["dataset"]["test"]
     table = store.download_artifacts(mlflow_run.info.run_id, "samples_table.json")
     assert json.loads(Path(table).read_text())["columns"] == ["prompt", "before", "after"]

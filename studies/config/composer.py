@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from registries.registry import UserError
 from studies.config.composed_config import ComposedConfig, with_values
+from studies.config.launchers import missing_extras
 from studies.config.override_errors import checked_option, key_errors
 from studies.config.overrides import read_line
 
@@ -188,6 +189,9 @@ class Composer:
     def _compose_lines(self, lines: tuple[str, ...]) -> DictConfig:
         """What these overrides compose, without Hydra's own part."""
         cfg = self._hydra_composes(lines)
+        missing = missing_extras(cfg)
+        if missing:
+            raise UserError(missing)
         self.grid, by_itself = (_is_basic(cfg, part) for part in ("sweeper", "launcher"))
         self.in_turn = self.grid and by_itself
         with open_dict(cfg):

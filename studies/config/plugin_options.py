@@ -16,6 +16,7 @@ from registries.plugins import import_plugins
 from registries.registry import UserError, defaults, parameters
 from registries.settings import AdapterTrainingSettings
 from studies.config.groups import GROUPS
+from studies.config.launchers import prefer_own_options
 from studies.config.overrides import read_lines
 
 
@@ -31,6 +32,7 @@ def load_plugins(overrides: Sequence[str]) -> list[str]:
     """
     if os.environ.get("GRAFTLAB_CACHE") == "":
         del os.environ["GRAFTLAB_CACHE"]  # empty is not set, as shells have it
+    prefer_own_options()
     modules: list[str] = []
     sources: list[str] = []
     for item in read_lines(overrides, []):  # what cannot be read is told with all other errors

@@ -64,6 +64,7 @@ def test_a_launcher_that_is_installed_passes_the_check(launcher):
     assert line.sweeping and not line.in_turn
 
 
+@pytest.mark.full_product  # half a minute
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_of_a_launcher_have_the_numbers_of_jobs_in_one_process(launcher, command, forked, small_in, tmp_path):

@@ -29,7 +29,7 @@ from studies.progress import say
 from studies.report.sweep_summary import grow, summarise
 from studies.run.files import write_text
 from studies.run.jobs import STOPPED, Job, cause, claim_for, ended_jobs, failures
-from studies.run.jobs_at_work import count_lost, ended_their_process, job_at_work
+from studies.run.jobs_at_work import BrokenOff, count_lost, ended_their_process, job_at_work
 from studies.run.sweep_account import SweepAccount
 
 postponed: list[Callable[[], None]] = []  # jobs of this process's sweep that come last
@@ -63,14 +63,17 @@ def run_in_sweep(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]]) 
 
         postponed.append(later)
         return math.inf
-    return _attempt(cfg, run, job, mark)
+    try:
+        return _attempt(cfg, run, job, mark)
+    except BrokenOff:  # it is started again
+        return math.inf
 
 
 def _attempt(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]], job: Job, mark: str) -> float:
     _collect()
-    say(_progress(job))
     loss = math.inf
     with job_at_work(job, mark):
+        say(_progress(job))
         try:
             result = run_with_retries(cfg, job.overrides, run, lambda text: _tell_retry(job, text))
             loss = result["metrics"].get("val/loss", math.inf)

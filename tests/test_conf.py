@@ -99,5 +99,7 @@ def test_the_top_of_the_config_has_the_keys_of_its_settings():
 def test_every_knob_has_a_comment(file):
     text = re.split(r"^hydra:", file.read_text(), flags=re.MULTILINE)[0]  # what follows are Hydra's own keys
     text = re.sub(r"^defaults:\n(  .*\n)+", "", text, flags=re.MULTILINE)
-    knobs = re.findall(r"^ *(?!name:|defaults:|_target_:|experiment: \{name: \w+\}$)[a-z_]+: .*$", text, flags=re.MULTILINE)
+    knobs = re.findall(
+        r"^ *(?!name:|defaults:|_target_:|experiment: \{name: \w+\}$)[a-z_]+: .*$", text, flags=re.MULTILINE
+    )
     assert [line for line in knobs if "  # " not in line] == []

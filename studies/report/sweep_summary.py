@@ -31,7 +31,7 @@ from studies.report.sweep_table import (
 )
 from studies.run.curves import read_curves
 from studies.run.files import write_text
-from studies.run.jobs import failures, halvings, sweep_runs
+from studies.run.jobs import failures, halvings, job_folders, sweep_runs
 from studies.run.results import readable
 from studies.run.sweep_account import SweepAccount
 from studies.run.trackers import build_tracker
@@ -77,11 +77,13 @@ class SweepSummary:
 
     def jobs(self) -> dict[str, int]:
         """Status -> number of jobs; `planned` where it is known how many there are in all."""
-        counts = Counter("finished" if result["status"] == "skipped" else result["status"] for _, result in self.runs)
-        counts["failed"] = len(self.failed)
+        statuses = {path: result["status"] for path, result in self.runs}
+        of_jobs = {failure["job"]: "failed" for failure in self.failed}  # some failed before they had a run
+        of_jobs |= {number: statuses[path] for number, path in job_folders(self.folder).items() if path in statuses}
+        counts = Counter("finished" if status == "skipped" else status for status in of_jobs.values())
         account = SweepAccount.read(self.folder)
         planned = {} if account is None or account.jobs is None else {"planned": account.jobs}
-        return {**planned, **{status: count for status, count in sorted(counts.items()) if count}}
+        return {**planned, **dict(sorted(counts.items()))}
 
     def best(self) -> dict[str, float]:
         """The scores of the best setting, means over its seeds."""

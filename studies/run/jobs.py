@@ -163,6 +163,11 @@ def note_job(folder: Path) -> None:
         job.note_folder(folder)
 
 
+def job_folders(sweep: Path) -> dict[int, Path]:
+    """Number of each job of a sweep that has opened a run -> the run's folder."""
+    return {int(file.name): Path(file.read_text()) for file in sorted((sweep / JOBS).glob("[0-9]*"))}
+
+
 def sweep_runs(folder: Path) -> list[Path]:
     """The folders of a sweep's runs, in the order of its jobs; one that several jobs shared comes once."""
-    return list(dict.fromkeys(Path(file.read_text()) for file in sorted((folder / JOBS).glob("[0-9]*"))))
+    return list(dict.fromkeys(job_folders(folder).values()))

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from registries.machines import machine
+from registries.machines import is_alive, machine
 from studies.run.files import write_text
 from studies.run.jobs import Job
 
@@ -31,11 +31,21 @@ class ProcessLost(Exception):
     """The process of a job ended without a word."""
 
 
+class BrokenOff(Exception):
+    """While a job waited, the process of another was lost: the launcher is about to end all of them."""
+
+
 @contextmanager
 def job_at_work(job: Job, mark: str) -> Iterator[None]:
-    """While the job runs, say so in a file; a job whose process was lost before runs while no other such job does."""
+    """While the job runs, say so in a file; a job whose process was lost before runs while no other such job does.
+
+    Raises:
+        BrokenOff: such a job is not to begin, as another process was just lost.
+    """
     suspected = times_lost(job) > 0
     with FileLock(job.sweep / ".suspects.lock") if suspected else nullcontext():
+        if suspected and any(map(_left, job.sweep.glob(f"{AT_WORK}.*"))):
+            raise BrokenOff
         file = job.sweep / f"{AT_WORK}.{job.number:05d}"
         process = {"pid": os.getpid(), "started": psutil.Process().create_time(), "machine": machine()}
         write_text(file, json.dumps({"config": mark, "overrides": job.overrides, **process}))
@@ -66,8 +76,7 @@ def _left(file: Path) -> dict[str, Any] | None:
         return None
     if "config" not in content or content.get("machine", machine()) != machine():
         return None
-    gone = not psutil.pid_exists(pid) or psutil.Process(pid).create_time() != started
-    return content if gone else None
+    return None if is_alive(pid, started) else content
 
 
 def count_lost(sweep: Path) -> int:

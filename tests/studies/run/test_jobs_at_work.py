@@ -6,7 +6,7 @@ import pytest
 
 from studies import sweep
 from studies.run.jobs import Job, ended_jobs, failures
-from studies.run.jobs_at_work import count_lost, job_at_work, times_lost
+from studies.run.jobs_at_work import BrokenOff, count_lost, job_at_work, times_lost
 
 NOBODY = 2**22 + 1  # no process has this number
 
@@ -59,6 +59,17 @@ def test_two_suspects_are_never_at_work_together(job):
             pass
     with job_at_work(other, "mark"):  # it is free again
         pass
+
+
+def test_a_suspect_does_not_begin_where_another_was_just_lost(job):
+    """A launcher ends all its processes a moment after one of them is gone, and would make this one look guilty."""
+    other = Job(job.sweep, 4, [])
+    lose(other)
+    count_lost(job.sweep)
+    lose(job)
+    with pytest.raises(BrokenOff), job_at_work(other, "mark"):
+        pass
+    assert not (job.sweep / "at_work.00004").exists()
 
 
 def test_a_sweep_goes_on_only_where_a_process_was_lost(job, monkeypatch):

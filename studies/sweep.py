@@ -102,7 +102,7 @@ def _collect() -> None:
     Modules are looked through once: they are most of what there is, and take 0.3 s for each job.
     """
     gc.collect()
-    if "torch" in sys.modules and not gc.get_freeze_count():
+    if "lightning" in sys.modules and not gc.get_freeze_count():  # after the first job, which imports the most
         gc.freeze()
 
 

@@ -35,6 +35,9 @@ class Interrupted(SystemExit):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return Interrupted, (self.number, self.message)  # a launcher hands it from one process to another
+
 
 @contextmanager
 def stoppable() -> Iterator[None]:

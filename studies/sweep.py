@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -29,8 +30,10 @@ from studies.progress import say
 from studies.report.sweep_summary import grow, summarise
 from studies.run.files import write_text
 from studies.run.jobs import STOPPED, Job, cause, claim_for, ended_jobs, failures
-from studies.run.jobs_at_work import BrokenOff, count_lost, ended_their_process, job_at_work
+from studies.run.jobs_at_work import BrokenOff, count_lost, ended_their_process, is_at_work, job_at_work
 from studies.run.sweep_account import SweepAccount
+
+WAIT_SECONDS = 2.0  # between two looks at a job of another process
 
 postponed: list[Callable[[], None]] = []  # jobs of this process's sweep that come last
 begun: list[Path] = []  # the folder of the sweep that this process has started
@@ -48,8 +51,10 @@ def run_in_sweep(cfg: Any, run: Callable[[Any, Sequence[str]], dict[str, Any]]) 
     from hydra.core.hydra_config import HydraConfig
 
     job, mark = Job.current(), _mark(cfg)
+    while is_at_work(job):  # since before the sweep went on after a process was lost
+        time.sleep(WAIT_SECONDS)
     loss = job.loss()
-    if loss is not None:  # the sweep goes on after a process was lost
+    if loss is not None:
         return loss
     if (job.sweep / STOPPED).is_file():  # by a job of another process
         return math.inf

@@ -30,11 +30,12 @@ def missing_extras(cfg: DictConfig) -> list[str]:
 
 
 def prefer_own_options() -> None:
-    """Take the plugins' own options of launchers out of Hydra's store where `conf/` has one of the same name.
+    """Take the plugins' own options out of Hydra's store where `conf/` has one of the same name.
 
     Hydra would check ours against theirs: it warns of that in every process, and refuses keys that theirs lack.
     """
     Plugins.instance()  # which finds the plugins, and they store their options
-    stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for file in (CONF / "hydra" / "launcher").glob("*.yaml"):
-        stored.pop(file.name, None)
+    for group in ("launcher", "sweeper"):
+        stored = ConfigStore.instance().repo.get("hydra", {}).get(group, {})
+        for file in (CONF / "hydra" / group).glob("*.yaml"):
+            stored.pop(file.name, None)

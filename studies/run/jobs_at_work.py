@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -21,7 +22,8 @@ from filelock import FileLock
 
 from registries.machines import is_alive, machine
 from studies.run.files import write_text
-from studies.run.jobs import Job
+from studies.run.jobs import Job, job_folders
+from studies.run.results import SILENT_SECONDS, read_result
 
 AT_WORK, LOST = "at_work", "lost"
 CHANCES = 2
@@ -69,14 +71,19 @@ def ended_their_process(sweep: Path) -> dict[str, list[Path]]:
 
 def _left(file: Path) -> dict[str, Any] | None:
     """What the file of a job says whose process is gone; None where it is at work, or on another machine."""
+    content = _content(file)
+    if not content or content.get("machine", machine()) != machine() or is_alive(content["pid"], content["started"]):
+        return None
+    return content
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What the file of a job says; nothing where its job has just ended, or the disk was full."""
     try:
         content = json.loads(file.read_text())
-        pid, started = content["pid"], content["started"]
-    except (OSError, ValueError, TypeError, KeyError):  # its job has just ended, or the disk was full
-        return None
-    if "config" not in content or content.get("machine", machine()) != machine():
-        return None
-    return None if is_alive(pid, started) else content
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and {"config", "pid", "started"} <= content.keys() else {}
 
 
 def count_lost(sweep: Path) -> int:
@@ -87,19 +94,31 @@ def count_lost(sweep: Path) -> int:
     """
     count = 0
     for file in sorted(sweep.glob(f"{AT_WORK}.*")):
-        content = _left(file)
-        if content is None:
+        job = Job(sweep, int(file.suffix[1:]), [])
+        if is_at_work(job):
             continue
-        job = Job(sweep, int(file.suffix[1:]), content.get("overrides", []))
+        job = Job(sweep, job.number, _content(file).get("overrides", []))
         (sweep / LOST).mkdir(exist_ok=True)
         write_text(_count_of(job), str(times_lost(job) + 1))
         if times_lost(job) >= CHANCES:
-            job.note_failure(
-                ProcessLost(f"its process ended without a word, {CHANCES} times: killed, or out of memory")
-            )
-        file.unlink()
+            job.note_failure(ProcessLost(f"its process ended {CHANCES} times without a word: killed, or out of memory"))
+        file.unlink(missing_ok=True)
         count += 1
     return count
+
+
+def is_at_work(job: Job) -> bool:
+    """Whether a process is at work on this job, here or on another machine, where its run's sign of life decides."""
+    file = job.sweep / f"{AT_WORK}.{job.number:05d}"
+    content = _content(file)
+    if not content:
+        return False
+    if content.get("machine", machine()) == machine():
+        return is_alive(content["pid"], content["started"])
+    folder = job_folders(job.sweep).get(job.number)
+    if folder is None:
+        return time.time() - file.stat().st_mtime < SILENT_SECONDS
+    return read_result(folder)["status"] == "running"
 
 
 def times_lost(job: Job) -> int:

@@ -158,7 +158,7 @@ def rate_at_the_edge(compared: ComparedRuns) -> Iterator[str]:
         return
     lines = [dict(setting.values) for setting in compared.measured]
     rates = sorted({float(line[LEARNING_RATE]) for line in lines if line.get(LEARNING_RATE)})
-    best = [group[0] for group in by_everything_but(LEARNING_RATE, lines).values()]
+    best = [group[0] for group in by_everything_but(LEARNING_RATE, lines).values() if len(group) > 1]
     at_edge = [line for line in best if float(line[LEARNING_RATE]) in (rates[0], rates[-1])]
     if len(rates) > 1 and at_edge:
         yield (

@@ -6,7 +6,7 @@ import pytest
 
 from studies import sweep
 from studies.run.jobs import Job, ended_jobs, failures
-from studies.run.jobs_at_work import BrokenOff, count_lost, job_at_work, times_lost
+from studies.run.jobs_at_work import BrokenOff, count_lost, is_at_work, job_at_work, times_lost
 
 NOBODY = 2**22 + 1  # no process has this number
 
@@ -33,13 +33,24 @@ def test_a_job_has_a_second_chance(job):
     lose(job)
     assert count_lost(job.sweep) == 1
     (failure,) = failures(job.sweep)
-    assert failure["job"] == 3 and failure["overrides"] == "seed=1" and "without a word, 2 times" in failure["cause"]
+    assert failure["job"] == 3 and failure["overrides"] == "seed=1" and "2 times without a word" in failure["cause"]
     assert ended_jobs(job.sweep) == 1 and job.loss() == float("inf")
 
 
-def test_a_job_of_another_machine_is_not_lost(job):
+def test_of_a_job_on_another_machine_the_sign_of_life_decides(job, monkeypatch):
     lose(job, machine="another")
-    assert count_lost(job.sweep) == 0 and times_lost(job) == 0
+    assert is_at_work(job) and count_lost(job.sweep) == 0 and times_lost(job) == 0
+    monkeypatch.setattr("studies.run.jobs_at_work.SILENT_SECONDS", -1)  # it has no run yet, and was silent for long
+    assert not is_at_work(job) and count_lost(job.sweep) == 1
+    lose(job, machine="another")
+    folder = job.sweep.parent / "run"
+    folder.mkdir()
+    job.note_folder(folder)
+    running = {"status": "running", "metrics": {}, "pid": 1, "heartbeat": 0.0, "machine": "another"}
+    (folder / "result.json").write_text(json.dumps(running))
+    assert is_at_work(job)
+    monkeypatch.setattr("studies.run.results.SILENT_SECONDS", -1)
+    assert not is_at_work(job)
 
 
 def test_a_job_that_is_at_work_is_not_lost(job):

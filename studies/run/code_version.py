@@ -7,7 +7,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -117,8 +116,7 @@ def _is_own(top: str) -> bool:
     if top in (*PACKAGES, "studies") or top in sys.stdlib_module_names:
         return False
     file = _source(top)
-    libraries = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
-    return file is not None and not any(map(file.is_relative_to, libraries))
+    return file is not None and not {"site-packages", "dist-packages"} & {*file.parts}  # of whichever environment
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:

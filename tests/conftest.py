@@ -229,7 +229,7 @@ def command(here):
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
         )
 
     return command

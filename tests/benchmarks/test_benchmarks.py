@@ -17,6 +17,7 @@ SMALLEST = {
     "cached_training": ["model=tiny_phi", "dataset.block_size=16", "--layers", "2", "--blocks", "1", "--rounds", "1"],
     "lora_overhead": ["model=tiny_phi", "--steps", "8", "--batch", "1", "--length", "16"],
     "recurrent_training": ["--lengths", "4", "--batch", "2", "--steps", "1", "--layers", "1"],
+    "sweep_overhead": ["--jobs", "2"],
     "memory": ["--shape", "small", "--layers", "first:1", "--length", "16", "--checkpointing", "--chunk", "8"],
 }
 

@@ -95,3 +95,33 @@ def test_joblib_shares_the_cores_among_its_jobs(workers, small, monkeypatch, tmp
     launch(note_threads, "config", small("seed=0,1", "-m", "hydra/launcher=joblib"))
     threads = [int((tmp_path / f"threads.{seed}").read_text()) for seed in (0, 1)]
     assert threads == [max(1, os.cpu_count() // 2)] * 2
+
+
+FATAL = """
+import os, signal
+
+from lightning_modules import OPTIMIZERS
+from lightning_modules.optimizers.sgd import sgd
+
+
+@OPTIMIZERS.register("fatal")
+def fatal(parameters, lr: float = 0.1, kills: bool = False):
+    if kills:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sgd(parameters, lr)
+"""
+
+
+@pytest.mark.full_product  # a minute
+@pytest.mark.timeout(600)
+def test_a_sweep_outlives_the_process_of_a_job(command, small_in, tmp_path):
+    pytest.importorskip(PACKAGES["joblib"][0])
+    (tmp_path / "fatal.py").write_text(FATAL)
+    lines = small_in(tmp_path / "outputs", "trainer.max_steps=1", "plugins=[fatal]", "optimizer=fatal")
+    jobs = ("-m", "optimizer.kills=false,true", "hydra/launcher=joblib")
+    ended = command("train.py", *lines, *jobs, PYTHONPATH=str(tmp_path), MKL_NUM_THREADS="1")
+    assert ended.returncode == 1, ended.stderr
+    (summary,) = tmp_path.glob("outputs/sweeps/*/summary.json")
+    content = json.loads(summary.read_text())
+    assert content["jobs"] == {"finished": 1, "killed": 1, "planned": 2}
+    assert [failure["job"] for failure in content["failed"]] == [1] and "2 times" in content["failed"][0]["cause"]

@@ -91,6 +91,7 @@ def same_fingerprint(results):
 def rates(results):
     for (depth, _), result in ((key, result) for key, result in results.items() if key != "control"):
         result["config"]["optimizer"]["lr"] = depth * 1e-3
+        result["config"]["replacement"]["depth"] = 2
 
 
 CASES = {

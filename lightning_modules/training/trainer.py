@@ -113,6 +113,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     on_purpose = ("dataloader is not resumable", "does not have many workers", "in eval mode", "treespec, LeafSpec")
     on_purpose += ("smaller than the logging interval",)  # a short training has few points on its curve
+    on_purpose += ("The `srun` command is available",)  # a launcher starts one process for each job
     try:
         with warnings.catch_warnings():
             for text in on_purpose:

@@ -117,7 +117,8 @@ def fatal(parameters, lr: float = 0.1, kills: bool = False):
 def test_a_sweep_outlives_the_process_of_a_job(command, small_in, tmp_path):
     pytest.importorskip(PACKAGES["joblib"][0])
     (tmp_path / "fatal.py").write_text(FATAL)
-    lines = small_in(tmp_path / "outputs", "trainer.max_steps=1", "plugins=[fatal]", "optimizer=fatal")
+    trained = ("replacement=toroidal", "replacement.transfer_steps=0", "trainer.max_steps=1")
+    lines = small_in(tmp_path / "outputs", *trained, "plugins=[fatal]", "optimizer=fatal")
     jobs = ("-m", "optimizer.kills=false,true", "hydra/launcher=joblib")
     ended = command("train.py", *lines, *jobs, PYTHONPATH=str(tmp_path), MKL_NUM_THREADS="1")
     assert ended.returncode == 1, ended.stderr

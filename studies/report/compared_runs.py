@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.report.sweep_table import Run, Setting, compared_by, flat_config, group, varied_keys
-
-DONE = ("finished", "skipped")
+from studies.run.results import DONE
 
 
 @dataclass(frozen=True)

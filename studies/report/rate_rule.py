@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from studies.report.sweep_table import LEARNING_RATE, Run, compared_by, flat_config, varied_keys
 from studies.run.ratios import CONFIDENCE
+from studies.run.results import DONE
 
 # Key that varies beside the rate -> metric of its value, or None where the key says it; what the value is called.
 AXES = {"dataset.batch_size": (None, "the batch size"), "model.parameters": ("params/total", "the parameters")}
@@ -60,7 +61,7 @@ def rate_rule(points: Sequence[tuple[float, float | None]]) -> RateRule | None:
 
 def rate_notes(runs: Sequence[Run]) -> list[str]:
     """A line for each rule that a sweep over the learning rate and one of `AXES` shows."""
-    finished = [run for run in runs if run[1]["status"] in ("finished", "skipped")]
+    finished = [run for run in runs if run[1]["status"] in DONE]
     configs = [flat_config(result["config"]) for _, result in finished]
     varied, notes = varied_keys(configs), []
     for axis in AXES:

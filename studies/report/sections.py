@@ -22,6 +22,7 @@ from studies.report.selection import Selection, shown_command
 from studies.report.sweep_figures import plot_axis, plot_grid, plot_parallel, plot_pareto, plot_runs
 from studies.report.sweep_table import COLUMNS, Setting, flat_config, summary_table, untouched_losses
 from studies.run.curves import read_curves
+from studies.run.results import DONE
 
 COSTS = {  # title of a column of `summary_table` -> what it is, on the axis of a figure
     "train tokens": "tokens of training",
@@ -263,7 +264,7 @@ def failed(selection: Selection) -> str:
     """Jobs that failed, runs that ended early, and runs that are gone."""
     lines = [f"job {job['job']} ({literal(job['overrides'])}): {literal(job['cause'])}" for job in selection.failed]
     for path, result in selection.runs:
-        if result["status"] not in ("finished", "skipped"):
+        if result["status"] not in DONE:
             error = literal(result.get("error", "no error was recorded"))
             lines.append(f"{path.name}: {result['status']}, {error}")
     lines += [f"{path.name}: its folder is gone" for path in selection.gone]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from registries.registry import UserError
 from studies.report.sweep_table import Run, newest
 from studies.run.jobs import JOBS, failures, sweep_runs
-from studies.run.results import read_result, readable, runs
+from studies.run.results import DONE, read_result, readable, runs
 
 PROGRAM = "python train.py"
 
@@ -98,7 +98,7 @@ def _of_sweep(folder: Path) -> Selection:
 
 
 def _of_experiment(output_dir: Path, experiment: str) -> Selection:
-    results = [result for result in recorded_results(output_dir) if result["status"] in ("finished", "skipped")]
+    results = [result for result in recorded_results(output_dir) if result["status"] in DONE]
     chosen = [result for result in results if result["config"]["experiment"]["name"] == experiment]
     if not chosen:
         names = sorted({result["config"]["experiment"]["name"] for result in results} - {"none"})

@@ -31,12 +31,11 @@ from studies.report.sweep_table import (
 )
 from studies.run.curves import read_curves
 from studies.run.files import write_text
-from studies.run.jobs import failures, halvings, job_folders, sweep_runs
+from studies.run.jobs import SUMMARY, failures, halvings, job_folders, sweep_runs
 from studies.run.results import readable
 from studies.run.sweep_account import SweepAccount
 from studies.run.trackers import build_tracker
 
-SUMMARY = "summary.json"
 GROW_SECONDS = 10.0  # between two summaries while jobs end: each reads the results of all runs
 
 

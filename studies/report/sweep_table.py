@@ -15,6 +15,7 @@ from typing import Any
 from registries.registry import UserError
 from studies.report.spread import Spread
 from studies.run.ratios import CONFIDENCE, ppl_ratio
+from studies.run.results import DONE
 
 ANSWERED = ("text", "states", "nothing", "shuffled", "random")  # what questions were asked after
 # Title -> metric of the table's columns; those that no run has are left out.
@@ -131,7 +132,7 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     for (path, result), config in zip(runs, configs, strict=True):
         values = {key: str(config.get(key, "")) for key in keys}
         setting = settings.setdefault(tuple(values.values()), Setting(values))
-        if result["status"] in ("finished", "skipped"):
+        if result["status"] in DONE:
             setting.runs.append((path, result))
         else:
             setting.unfinished.append(result["status"])
@@ -153,7 +154,7 @@ def _scored_text(result: Mapping[str, Any]) -> Any:
 
 def _has(run: Run, metric: str) -> bool:
     """Whether a run has a metric, or did not come so far."""
-    return metric in run[1]["metrics"] or run[1]["status"] not in ("finished", "skipped")
+    return metric in run[1]["metrics"] or run[1]["status"] not in DONE
 
 
 def summary_table(settings: Sequence[Setting]) -> list[dict[str, Any]]:

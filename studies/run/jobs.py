@@ -12,11 +12,11 @@ from typing import Any
 
 from registries.registry import UserError
 from studies.run.files import disk_error, write_text
-from studies.run.results import read_result
+from studies.run.results import DONE, read_result
 from studies.run.sweep_account import SweepAccount
 
 JOBS, FAILURES, HALVINGS = "jobs", "failures", "halvings"
-STOPPED = "stopped"
+STOPPED, SUMMARY = "stopped", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Job:
             return math.inf
         file = self.sweep / JOBS / f"{self.number:05d}"
         result = read_result(Path(file.read_text())) if file.is_file() else {"status": "running"}
-        return result["metrics"].get("val/loss", math.inf) if result["status"] in ("finished", "skipped") else None
+        return result["metrics"].get("val/loss", math.inf) if result["status"] in DONE else None
 
     def note_halving(self, text: str) -> None:
         """Note that the job is done again with smaller batches; the last note counts."""
@@ -111,7 +111,7 @@ def ended_jobs(sweep: Path) -> int:
     numbers = {file.stem for file in (sweep / FAILURES).glob("[0-9]*.txt")}
     for file in (sweep / JOBS).glob("[0-9]*"):
         with suppress(UserError):  # of a result that is damaged
-            if read_result(Path(file.read_text()))["status"] in ("finished", "skipped"):
+            if read_result(Path(file.read_text()))["status"] in DONE:
                 numbers.add(file.name)
     return len(numbers)
 

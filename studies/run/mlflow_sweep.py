@@ -17,13 +17,12 @@ from studies.progress import say
 from studies.report.cells import cell, shown_columns
 from studies.report.markdown import bullets, literal, markdown_table
 from studies.run.files import write_text
-from studies.run.jobs import sweep_runs
+from studies.run.jobs import SUMMARY, sweep_runs
 from studies.run.mlflow_store import Store, in_words, open_store
 from studies.run.sweep_account import SweepAccount
 from studies.run.tracking_state import CLOSE_SECONDS, STATE, new_state, read_state
 
 LOCK = ".tracking.lock"
-SUMMARY = "summary.json"
 SOURCE = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL"}
 TABLE = "summary_table.json"  # as MLflow's UI shows tables
 

@@ -17,7 +17,8 @@ from registries.registry import UserError
 
 SILENT_SECONDS = 60.0  # after so long without a heartbeat, a run of another machine or container is over
 UNFINISHED = ("running", "killed", "failed", "oom", "nan")
-STATUSES = (*UNFINISHED, "finished", "skipped")
+DONE = ("finished", "skipped")
+STATUSES = (*UNFINISHED, *DONE)
 log = logging.getLogger(__name__)
 
 
